@@ -1,0 +1,1 @@
+"""Parts of the RegGAN bundle: networks, losses, translators, engines, metrics, handlers, data and inference."""

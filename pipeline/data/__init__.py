@@ -1,0 +1,1 @@
+"""Datalists, slice data sets and the digital brain phantom."""

@@ -1,0 +1,1 @@
+"""The Ignite trainer and evaluator."""

@@ -1,0 +1,1 @@
+"""Ignite handlers: progress, checkpoints, pictures, tables and MLflow."""

@@ -1,0 +1,1 @@
+"""Loss terms: modules whose forward returns one unweighted scalar."""

@@ -1,0 +1,1 @@
+"""Image and registration metrics, one value per case."""

@@ -1,0 +1,1 @@
+"""Networks, two- and three-dimensional through `spatial_dims`."""

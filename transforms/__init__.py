@@ -1,0 +1,1 @@
+"""MONAI dictionary transforms of the bundle: intensity, resampling and synthetic deformation noise."""
