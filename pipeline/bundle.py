@@ -1,0 +1,240 @@
+"""What the bundle's configs need around training itself: folders, knobs, the resolved config, readable errors."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from monai.bundle import ConfigParser
+from monai.bundle.reference_resolver import ReferenceResolver
+
+CONFIG_FILE = "config.json"
+# What a run writes into its folder; an earlier run's files of these names are set aside before a new one starts.
+RUN_OUTPUTS = ("checkpoints", "model.pt", CONFIG_FILE, "pictures", "cases.csv", "summary.json", "summary.md", "mlflow_run.json")
+logger = logging.getLogger(__name__)
+
+
+def project_dir() -> Path:
+    """The folder that default data and outputs lie in: the checkout, or the working folder where there is none."""
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+
+def flag(name: str, value: Any) -> bool:
+    """A yes-or-no knob; the command line hands ``true`` and ``false`` over as text.
+
+    Raises:
+        ValueError: if the value is neither.
+    """
+    known = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+    text = str(value).strip().lower()
+    if text not in known:
+        raise ValueError(f"{name} must be true or false, got {value!r}")
+    return known[text]
+
+
+def device(name: str | torch.device) -> torch.device:
+    """The device of that name, ``auto`` for the first GPU or else the CPU.
+
+    Raises:
+        ValueError: if there is no such device here.
+    """
+    if str(name) == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(name)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device must be 'auto', 'cpu', or a device of this machine such as 'cuda:0', got {name!r}: {error}") from error
+    return chosen
+
+
+def spatial_size(value: Any, spatial_dims: int = 2) -> tuple[int, ...]:
+    """In-plane size in pixels: one number for all axes, or one for each.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    sizes = (value,) * spatial_dims if isinstance(value, int) else value
+    if (
+        not isinstance(sizes, (list, tuple))
+        or len(sizes) != spatial_dims
+        or not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes)
+    ):
+        raise ValueError(f"spatial_size must be a positive whole number or {spatial_dims} of them, got {value!r}")
+    return tuple(sizes)
+
+
+def check_knobs(**knobs: Any) -> None:
+    """Check the knobs that no constructor checks, all at once.
+
+    Raises:
+        ValueError: naming every knob that is out of its range, its value and what was expected.
+    """
+    faults = []
+
+    def whole(name: str, least: int) -> None:
+        value = knobs[name]
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            faults.append(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+    for name, least in (("max_epochs", 1), ("batch_size", 1), ("num_workers", 0), ("seed", 0)):
+        if name in knobs:
+            whole(name, least)
+    if "learning_rate" in knobs:
+        rate = knobs["learning_rate"]
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
+            faults.append(f"learning_rate must be a positive number, got {rate!r}")
+    if "weights" in knobs and not isinstance(knobs["weights"], Mapping):
+        faults.append(f"weights must be a dictionary of loss weights such as {{'adversarial': 1}}, got {knobs['weights']!r}")
+    if faults:
+        raise ValueError("; ".join(faults))
+
+
+def explain_errors() -> None:
+    """Close an error report on the command line with its first cause.
+
+    MONAI wraps whatever a config's part raises in "Failed to instantiate", so that the last line says nothing of use.
+    """
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None or spec.name != "monai.bundle.__main__" or sys.excepthook is not sys.__excepthook__:
+        return
+
+    def report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        sys.__excepthook__(kind, error, trace)
+        cause: BaseException = error
+        while cause.__cause__ is not None and "Failed to" in str(cause):
+            cause = cause.__cause__
+        if cause is not error:
+            print(f"\nerror: {cause}", file=sys.stderr)
+
+    sys.excepthook = report
+
+
+class RunFolder:
+    """The folder of one run and the config it was started with.
+
+    On construction it takes the folder for this process alone, sets an earlier run's files aside (never deletes them) or
+    finds them for resuming, and writes the config, with overlays and command line merged in, to ``config.json``. That
+    file runs by itself: ``python -m monai.bundle run training --config_file OUTPUT_DIR/config.json``.
+
+    Args:
+        output_dir: created where absent.
+        resume: continue the run that the folder holds.
+
+    Attributes:
+        output_dir: absolute path.
+        resume: whether an earlier run is continued.
+
+    Raises:
+        ValueError: if ``resume`` is set and the folder holds no run, or a knob's name is unknown but close to a known one.
+        RuntimeError: if another process is running in the folder.
+    """
+
+    def __init__(self, output_dir: str | Path, resume: bool = False) -> None:
+        self.output_dir = Path(output_dir).expanduser().absolute()
+        self.resume = resume
+        self._parser = _calling_parser()
+        if self._parser is not None:
+            _refuse_misspelt_knobs(self._parser)
+        if resume and not (self.output_dir / CONFIG_FILE).is_file():
+            raise ValueError(f"resume: {self.output_dir} holds no run (no {CONFIG_FILE}); leave resume out to start one")
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.output_dir / ".lock", is_singleton=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RuntimeError(f"output_dir {self.output_dir} is in use by another running process; choose another") from None
+        if not resume:
+            self._set_aside()
+        self._write_config()
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The config by dotted name; top-level expressions with their values where these are plain and known by now."""
+        parameters = dict(_flatten(self._config()))
+        if self._parser is not None:
+            resolved = self._parser.ref_resolver.resolved_content
+            for name in parameters.keys() & resolved.keys():
+                if resolved[name] is None or isinstance(resolved[name], (str, int, float, bool, tuple, torch.device)):
+                    parameters[name] = resolved[name]
+        return parameters
+
+    def _config(self) -> dict[str, Any]:
+        if self._parser is None:
+            return {}
+        return {name: value for name, value in self._parser.config.items() if name != self._parser.meta_key}
+
+    def _set_aside(self) -> None:
+        found = [self.output_dir / name for name in RUN_OUTPUTS if (self.output_dir / name).exists()]
+        if not found:
+            return
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(max(path.stat().st_mtime for path in found)))
+        target = self.output_dir / "previous" / stamp
+        while target.exists():
+            target = target.with_name(target.name + "-again")
+        target.mkdir(parents=True)
+        for path in found:
+            shutil.move(path, target / path.name)
+        logger.info("set the files of an earlier run aside in %s", target)
+
+    def _write_config(self) -> None:
+        path = self.output_dir / CONFIG_FILE
+        beside = path.with_suffix(".json.tmp")
+        beside.write_text(json.dumps(self._config(), indent=4, default=str) + "\n")
+        os.replace(beside, path)
+
+
+def _calling_parser() -> ConfigParser | None:
+    """The parser that is building this part, None outside of one.
+
+    A config's part is not told of the config it stands in, and MONAI offers no way to ask; the parser is up the stack.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, ConfigParser):
+            return owner
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def _refuse_misspelt_knobs(parser: ConfigParser) -> None:
+    """MONAI takes any ``--name value``; one that nothing refers to and that looks like a knob is a slip of the hand."""
+    used = {ReferenceResolver.split_id(name)[0] for name in _all_references(parser.config)}
+    entries = set(parser.config) - {parser.meta_key}
+    for name in sorted(entries - used):
+        if isinstance(parser.config[name], (dict, list)) or str(parser.config[name]).startswith("$"):
+            continue
+        close = difflib.get_close_matches(name, sorted(used & entries), n=1, cutoff=0.75)
+        if close:
+            raise ValueError(f"unknown knob '{name}': did you mean '{close[0]}'?")
+
+
+def _all_references(config: Any) -> set[str]:
+    if isinstance(config, Mapping):
+        return set().union(*(_all_references(value) for value in config.values()))
+    if isinstance(config, list):
+        return set().union(*(_all_references(value) for value in config))
+    return set(ReferenceResolver.match_refs_pattern(config)) if isinstance(config, str) else set()
+
+
+def _flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(config, Mapping):
+        for name, value in config.items():
+            yield from _flatten(value, f"{prefix}.{name}" if prefix else str(name))
+    elif isinstance(config, list) and any(isinstance(item, (Mapping, list)) for item in config):
+        yield from _flatten(dict(enumerate(config)), prefix)
+    else:
+        yield prefix, config

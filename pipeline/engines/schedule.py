@@ -1,0 +1,25 @@
+"""Learning-rate schedules."""
+
+from __future__ import annotations
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def linear_decay(optimizer: Optimizer, max_epochs: int, decay_epochs: int = 0) -> LambdaLR:
+    """Keep the learning rate, then lower it in equal steps over the last ``decay_epochs`` epochs.
+
+    The first of them still has the full rate less one step, and the epoch after the last would have zero. With 0 the rate
+    is constant, as in the authors' code.
+
+    Args:
+        optimizer: whose rate to set.
+        max_epochs: epochs in all.
+        decay_epochs: epochs of decay, between 0 and ``max_epochs``.
+
+    Raises:
+        ValueError: if ``decay_epochs`` is out of range.
+    """
+    if not 0 <= decay_epochs <= max_epochs:
+        raise ValueError(f"decay_epochs must lie in [0, max_epochs = {max_epochs}], got {decay_epochs}")
+    return LambdaLR(optimizer, lambda epoch: min(1.0, (max_epochs - epoch) / (decay_epochs + 1)))

@@ -1,0 +1,118 @@
+"""The one trainer of all methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.engines import Trainer
+from monai.engines.workflow import Workflow
+from monai.utils import CommonKeys
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pipeline.engines.batch import PrepareBatch
+from pipeline.losses import WeightedSum
+from pipeline.translators import Translator
+
+
+class TranslationTrainer(Trainer):
+    """Adversarial training of a translator, one Ignite iteration per batch.
+
+    A step minimises the weighted sum of the generator's terms, then that of the discriminator's (paper, equation 7). The
+    generator runs once: the discriminator is trained on the same prediction, detached. The discriminator's parameters
+    take no part in the generator's graph. Nothing is copied to the host: ``engine.state.output["losses"]`` holds
+    scalars on the device, which handlers fetch together when they need them.
+
+    Args:
+        device: where to train.
+        max_epochs: number of epochs.
+        train_data_loader: yields dictionaries with ``image`` and ``label``, (B, C, *spatial) in [-1, 1].
+        network: the translator, on ``device``.
+        generator_optimizer: owns ``network.generator_parameters()``.
+        discriminator_optimizer: owns ``network.discriminator_parameters()``; None where the translator has none.
+        weights: weight of each loss term, as given to the translator.
+        prepare_batch: moves and transforms a batch, see ``PrepareBatch``.
+        inferer: kept for MONAI's workflow properties; a training step always runs on the whole input.
+        train_handlers: Ignite handlers.
+        epoch_length: iterations per epoch, default all of the loader's.
+        amp: run the networks under ``torch.autocast`` in bfloat16, which needs no loss scaling.
+
+    Raises:
+        ValueError: if the translator has a discriminator and no optimiser for it, or the reverse.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        max_epochs: int,
+        train_data_loader: Iterable[Mapping[str, Any]],
+        network: Translator,
+        generator_optimizer: Optimizer,
+        discriminator_optimizer: Optimizer | None,
+        weights: Mapping[str, float],
+        prepare_batch: Callable[..., dict[str, Any]] | None = None,
+        inferer: Callable[..., Any] | None = None,
+        train_handlers: Sequence[Any] | None = None,
+        epoch_length: int | None = None,
+        amp: bool = False,
+    ) -> None:
+        self.network = network
+        self.generator_optimizer = generator_optimizer
+        self.discriminator_optimizer = discriminator_optimizer
+        self.weighted_sum = WeightedSum(dict(weights))
+        self.inferer = inferer
+        self._discriminator_parameters = list(network.discriminator_parameters())
+        if bool(self._discriminator_parameters) != (discriminator_optimizer is not None):
+            has, given = bool(self._discriminator_parameters), discriminator_optimizer is not None
+            raise ValueError(f"translator has a discriminator: {has}; discriminator_optimizer given: {given}")
+        super().__init__(
+            device=device,
+            max_epochs=max_epochs,
+            data_loader=train_data_loader,
+            epoch_length=epoch_length,
+            non_blocking=True,
+            prepare_batch=prepare_batch or PrepareBatch(),
+            handlers=train_handlers,
+            amp=amp,
+            decollate=False,
+        )
+
+    def run(self) -> None:
+        """Train until ``max_epochs``."""
+        # Not Trainer.run: it makes a gradient scaler, which bfloat16 does not need.
+        Workflow.run(self)
+
+    def _iteration(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
+        batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
+        self.network.train()
+
+        self._train_discriminator(False)
+        with self._autocast():
+            outputs, generator_terms = self.network.generator_terms(batch)
+        self._update(self.generator_optimizer, generator_terms)
+
+        outputs = {name: output.detach() for name, output in outputs.items()}
+        discriminator_terms: dict[str, Tensor] = {}
+        if self.discriminator_optimizer is not None:
+            self._train_discriminator(True)
+            with self._autocast():
+                discriminator_terms = self.network.discriminator_terms(batch, outputs)
+            self._update(self.discriminator_optimizer, discriminator_terms)
+
+        losses = {f"generator/{name}": term.detach() for name, term in generator_terms.items()}
+        losses |= {f"discriminator/{name}": term.detach() for name, term in discriminator_terms.items()}
+        return {CommonKeys.IMAGE: batch["image"], CommonKeys.LABEL: batch["label"], **outputs, "losses": losses}
+
+    def _train_discriminator(self, on: bool) -> None:
+        for parameter in self._discriminator_parameters:
+            parameter.requires_grad_(on)
+
+    def _update(self, optimizer: Optimizer, terms: Mapping[str, Tensor]) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        self.weighted_sum(terms).backward()
+        optimizer.step()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.amp)

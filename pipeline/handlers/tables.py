@@ -1,0 +1,307 @@
+"""Tables of scores: on the console, per case as CSV, and summed up as JSON and Markdown."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from tqdm import tqdm
+
+# Prefix of a candidate's metrics in ``engine.state.metrics`` -> what readers call it.
+CANDIDATES: dict[str, str] = {"": "prediction", "source_": "source as it is", "intensity_map_": "intensity map"}
+# Metric -> column title and number format.
+METRICS: dict[str, tuple[str, str]] = {
+    "nmae": ("NMAE (lower is better)", ".4f"),
+    "psnr": ("PSNR in dB (higher)", ".2f"),
+    "ssim": ("SSIM (higher)", ".4f"),
+}
+MISSING = "-"
+
+Row = Sequence[str]
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Write a file beside its place and rename it at the end, so that readers never meet half of it.
+
+    Args:
+        path: where the file shall be; its folder is made.
+
+    Yields:
+        The path to write to. If the body raises, nothing is left of it and ``path`` is as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def plain_table(rows: Sequence[Row]) -> str:
+    """Align rows for a console: first column to the left, the others (numbers) to the right, a rule under the header.
+
+    Args:
+        rows: header first, all of one length.
+    """
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(cells))
+        for cells in (list(zip(row, widths, strict=True)) for row in rows)
+    ]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """Write rows as a Markdown table, numbers to the right.
+
+    Args:
+        rows: header first, all of one length.
+    """
+    rule = ["---", *["---:"] * (len(rows[0]) - 1)]
+    escaped = ([cell.replace("|", "\\|") for cell in row] for row in (rows[0], rule, *rows[1:]))
+    return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
+
+
+def score_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """Rows that set the prediction beside the baselines.
+
+    Args:
+        metrics: scalars by name as the evaluator keeps them: ``psnr``, ``source_psnr``, ``intensity_map_psnr``, and the
+            same for ``nmae`` and ``ssim``. What is not there is shown as "-"; a candidate without any score is left out.
+
+    Returns:
+        Header, then one row per candidate: name, NMAE, PSNR, SSIM.
+    """
+    return _candidate_rows(metrics, lambda value, form: format(float(value), form))
+
+
+def _candidate_rows(entries: Mapping[str, Any], cell: Callable[[Any, str], str]) -> list[list[str]]:
+    rows = [["", *(title for title, _ in METRICS.values())]]
+    for prefix, candidate in CANDIDATES.items():
+        if any(prefix + metric in entries for metric in METRICS):
+            cells = [
+                cell(entries[prefix + metric], form) if prefix + metric in entries else MISSING
+                for metric, (_, form) in METRICS.items()
+            ]
+            rows.append([candidate, *cells])
+    return rows
+
+
+class ScoreTable:
+    """The prediction's scores beside those of both baselines.
+
+    Args:
+        metrics: see ``score_rows``.
+    """
+
+    def __init__(self, metrics: Mapping[str, Any]) -> None:
+        self.metrics = dict(metrics)
+        self.rows = score_rows(self.metrics)
+
+    def text(self) -> str:
+        """Aligned for a console, with the gain over each baseline below."""
+        return "\n".join([plain_table(self.rows), *self.gains()])
+
+    def markdown(self) -> str:
+        """As a Markdown table, with the gain over each baseline below."""
+        return "\n".join([markdown_table(self.rows), "", *self.gains()]).rstrip()
+
+    def gains(self) -> list[str]:
+        """One sentence per baseline: by how many dB of PSNR the prediction is better or worse."""
+        gains = []
+        for prefix, candidate in CANDIDATES.items():
+            if prefix and "psnr" in self.metrics and f"{prefix}psnr" in self.metrics:
+                gain = float(self.metrics["psnr"]) - float(self.metrics[f"{prefix}psnr"])
+                if math.isfinite(gain):
+                    gains.append(f"Prediction against {candidate}: {gain:+.2f} dB PSNR.")
+        return gains
+
+
+class CaseTable:
+    """Write what the evaluator measured on each slice, and what it comes to.
+
+    At the end of an evaluation it writes into ``output_dir``:
+
+    - ``cases.csv``: one row per slice, with ``case``, ``slice`` and a column per metric and candidate (``psnr``,
+      ``source_psnr``, ``intensity_map_psnr``, ...). Numbers that are not finite stay what they are: ``inf``, ``nan``.
+    - ``summary.json``: mean, standard deviation (of this set: divided by N), median and count of each metric over the
+      ``slices``; the ``patients``' means; the same statistics ``over_patients``, where each patient counts once.
+      JSON has no infinity: such values are left out, which ``notes`` says, and a statistic of nothing is null.
+    - ``summary.md``: the same to read.
+
+    It reads ``engine.state.metric_details[name]``, a tensor (N,) each, and ``engine.state.case_ids``, a list of N
+    (case, slice).
+
+    Args:
+        output_dir: the run's folder.
+        filename: of the CSV file.
+    """
+
+    def __init__(self, output_dir: str | Path, filename: str = "cases.csv") -> None:
+        self.output_dir = Path(output_dir)
+        self.filename = filename
+
+    def attach(self, engine: Engine) -> None:
+        """Register on an evaluator."""
+        if idist.get_rank() == 0:
+            engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the three files.
+
+        Raises:
+            ValueError: if a metric has another number of values than there are slices.
+        """
+        case_ids = [(str(case), int(index)) for case, index in engine.state.case_ids]
+        columns = {name: _values(name, details, len(case_ids)) for name, details in engine.state.metric_details.items()}
+        with replacing(self.output_dir / self.filename) as path, path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["case", "slice", *columns])
+            for row, (case, index) in enumerate(case_ids):
+                writer.writerow([case, index, *(float(values[row]) for values in columns.values())])
+        summary = summarise([case for case, _ in case_ids], columns)
+        with replacing(self.output_dir / "summary.json") as path:
+            path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        with replacing(self.output_dir / "summary.md") as path:
+            path.write_text(summary_markdown(summary), encoding="utf-8")
+
+
+def _values(name: str, details: Any, expected: int) -> np.ndarray:
+    values = torch.as_tensor(details).detach().cpu().double().numpy()
+    if values.shape != (expected,):
+        raise ValueError(f"metric {name} has values of shape {values.shape}, expected one for each of {expected} slices")
+    return values
+
+
+def summarise(cases: Sequence[str], columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Statistics over slices and over patients.
+
+    Args:
+        cases: patient of each slice, N.
+        columns: values (N,) of each metric.
+
+    Returns:
+        ``slices`` and ``over_patients``: statistics by metric; ``patients``: number of slices and mean of each metric by
+        patient; ``notes``: what was left out. Safe for JSON.
+    """
+    patients = list(dict.fromkeys(cases))
+    of_patient = {patient: np.array([case == patient for case in cases]) for patient in patients}
+    notes: list[str] = []
+    means: dict[str, dict[str, Any]] = {patient: {"slices": int(of_patient[patient].sum())} for patient in patients}
+    slices, over_patients = {}, {}
+    for name, values in columns.items():
+        slices[name] = _statistics(values)
+        for patient in patients:
+            means[patient][name] = _statistics(values[of_patient[patient]])["mean"]
+        finite_means = [means[patient][name] for patient in patients if means[patient][name] is not None]
+        over_patients[name] = _statistics(np.array(finite_means, dtype=float))
+        left_out = len(values) - slices[name]["count"]
+        if left_out:
+            infinite = int(np.isinf(values).sum())
+            notes.append(
+                f"{name}: {left_out} of {len(values)} values are not finite ({infinite} infinite, {left_out - infinite} "
+                "not a number) and are left out of the statistics"
+            )
+    return {"slices": slices, "over_patients": over_patients, "patients": means, "notes": notes}
+
+
+def _statistics(values: np.ndarray) -> dict[str, Any]:
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return {"mean": None, "std": None, "median": None, "count": 0}
+    return {
+        "mean": float(finite.mean()),
+        "std": float(finite.std()),
+        "median": float(np.median(finite)),
+        "count": int(finite.size),
+    }
+
+
+def summary_markdown(summary: Mapping[str, Any]) -> str:
+    """The summary as a page to read.
+
+    Args:
+        summary: as returned by ``summarise``.
+    """
+    patients = summary["patients"]
+    slices = sum(patient["slices"] for patient in patients.values())
+    parts = [
+        "# Evaluation",
+        f"{slices} slices of {len(patients)} patients; mean ± standard deviation.",
+        "## Over slices",
+        markdown_table(_candidate_rows(summary["slices"], _mean_and_std)),
+        "## Over patients",
+        "Each patient counts once, with the mean of its slices.",
+        markdown_table(_candidate_rows(summary["over_patients"], _mean_and_std)),
+        "## Each patient",
+        markdown_table(_patient_rows(patients)),
+    ]
+    if summary["notes"]:
+        parts += ["## Notes", "\n".join(f"- {note}." for note in summary["notes"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _mean_and_std(entry: Mapping[str, Any], form: str) -> str:
+    return MISSING if entry["mean"] is None else f"{entry['mean']:{form}} ± {entry['std']:{form}}"
+
+
+def _patient_rows(patients: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    rows = [["patient", "slices", "NMAE", "PSNR", "SSIM"]]
+    for name, means in patients.items():
+        values = [(means.get(metric), form) for metric, (_, form) in METRICS.items()]
+        cells = [MISSING if value is None else format(value, form) for value, form in values]
+        rows.append([name, str(means["slices"]), *cells])
+    return rows
+
+
+class SummaryHandler:
+    """Say at the end of training what came out of it and where it lies.
+
+    Prints the validation scores of the best epoch (``engine.state.best_epoch`` and ``engine.state.best_metrics``, where a
+    checkpoint handler keeps them) or else of the last, beside both baselines, then each place.
+
+    Args:
+        evaluator: its ``state.metrics`` are the last validation's; None where there is no validation.
+        places: label -> path or address, such as ``{"best weights": "runs/a/checkpoints/model.pt"}``.
+    """
+
+    def __init__(self, evaluator: Engine | None, places: Mapping[str, str | Path]) -> None:
+        self.evaluator = evaluator
+        self.places = {label: str(place) for label, place in places.items()}
+
+    def attach(self, engine: Engine) -> None:
+        """Register on a trainer."""
+        if idist.get_rank() == 0:
+            engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Print the summary to standard output."""
+        # Through tqdm, which keeps its bars out of the way where one is still open.
+        tqdm.write(self.text(engine), file=sys.stdout)
+
+    def text(self, engine: Engine) -> str:
+        """What is printed, for a trainer in the state that it is in."""
+        epoch = engine.state.epoch
+        metrics: Mapping[str, Any] = {} if self.evaluator is None else self.evaluator.state.metrics
+        title = f"Validation after epoch {epoch}"
+        best_metrics = getattr(engine.state, "best_metrics", None)
+        if best_metrics:
+            metrics, title = best_metrics, f"Validation after epoch {engine.state.best_epoch}, the best of {epoch}"
+        table = ScoreTable(metrics).text() if metrics else "no validation was run"
+        width = max((len(label) for label in self.places), default=0)
+        where = [f"{(label + ':').ljust(width + 1)} {place}" for label, place in self.places.items()]
+        return "\n".join(["", f"{title}:", "", table, "", *where])

@@ -1,0 +1,155 @@
+"""What every translator is: networks, the named loss terms that train them, and the translation itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from monai.networks.blocks import Warp
+from torch import Tensor, nn
+
+from pipeline.losses import CorrectionLoss, SmoothnessLoss, WeightedSum
+
+NetworkFactory = Callable[[], nn.Module]
+Terms = dict[str, Tensor]
+
+
+class Translator(nn.Module):
+    """Base of all translators.
+
+    A translator owns a backbone's networks and answers three questions: ``forward`` translates, ``generator_terms`` and
+    ``discriminator_terms`` name the unweighted loss terms of one training step. The trainer weighs and minimises them
+    and knows nothing else. Subclasses add their networks and terms; the registration correction (Kong et al.,
+    NeurIPS 2021, section 3) is here, since any backbone can be given it.
+
+    A term without a weight is not computed, and a network that no term needs is not built: with no weights at all, only
+    what ``forward`` uses exists, which is what inference loads.
+
+    Args:
+        weights: weight of each loss term by name. Names outside ``known_terms`` are refused.
+        registration: builds the registration network, ``forward(moving, fixed) -> displacement field in voxels``; called
+            only if ``correction`` or ``smoothness`` has a weight.
+
+    Attributes:
+        target_window: buffer of 2 values, the physical intensities that -1 and 1 stand for in the target modality.
+        terms: names of the terms in use.
+
+    Raises:
+        ValueError: if a weight is of no known term, or a network that a term needs was not given.
+    """
+
+    registration_terms: ClassVar[frozenset[str]] = frozenset({"correction", "smoothness"})
+    known_terms: ClassVar[frozenset[str]] = registration_terms
+    training_only: ClassVar[tuple[str, ...]] = ("registration", "discriminator")
+    target_window: Tensor
+
+    def __init__(self, weights: Mapping[str, float], registration: NetworkFactory | None = None) -> None:
+        super().__init__()
+        self.terms = WeightedSum(dict(weights)).terms
+        unknown = sorted(set(weights) - self.known_terms)
+        if unknown:
+            raise ValueError(
+                f"weights names {unknown}, which {type(self).__name__} does not know; expected among {sorted(self.known_terms)}"
+            )
+        self.register_buffer("target_window", torch.tensor([-1.0, 1.0]))
+        self.registration = self._build_if_needed("registration", registration, self.registration_terms)
+        self.warp = Warp(mode="bilinear", padding_mode="border")
+        self.correction_loss = CorrectionLoss()
+        self.smoothness_loss = SmoothnessLoss()
+
+    def forward(self, source: Tensor) -> Tensor:
+        """Translate.
+
+        Args:
+            source: (B, C, *spatial) in [-1, 1].
+
+        Returns:
+            Prediction of the target modality, (B, C, *spatial) in [-1, 1].
+        """
+        raise NotImplementedError
+
+    def generator_terms(self, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Terms]:
+        """Outputs and unweighted loss terms of the generator's (and the registration network's) step.
+
+        Args:
+            batch: ``image`` and ``label``, each (B, C, *spatial) in [-1, 1].
+
+        Returns:
+            Outputs (``pred``; ``warped`` and ``ddf`` with registration) and terms by name, each a scalar.
+        """
+        raise NotImplementedError
+
+    def discriminator_terms(self, batch: Mapping[str, Any], outputs: Mapping[str, Tensor]) -> Terms:
+        """Unweighted loss terms of the discriminator's step, on what ``generator_terms`` returned, detached."""
+        raise NotImplementedError
+
+    def discriminator_networks(self) -> tuple[nn.Module, ...]:
+        """Modules that the discriminator's optimiser owns; everything else belongs to the generator's."""
+        raise NotImplementedError
+
+    def discriminator_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that the discriminator's optimiser updates."""
+        for network in self.discriminator_networks():
+            yield from network.parameters()
+
+    def generator_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that the generator's optimiser updates: generator and registration network, from one summed loss."""
+        owned = {id(parameter) for parameter in self.discriminator_parameters()}
+        return (parameter for parameter in self.parameters() if id(parameter) not in owned)
+
+    def register(self, moving: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
+        """Warp ``moving`` onto ``fixed`` with the registration network.
+
+        Args:
+            moving: (B, C, *spatial), the prediction.
+            fixed: (B, C, *spatial), the misaligned target.
+
+        Returns:
+            The warped image (B, C, *spatial) and the displacement field (B, spatial_dims, *spatial) in voxels, pull-back:
+            the warped image at x is the moving one at x + ddf(x).
+
+        Raises:
+            RuntimeError: if this translator has no registration network.
+        """
+        if self.registration is None:
+            raise RuntimeError(f"no registration network: none of {sorted(self.registration_terms)} has a weight")
+        ddf = self.registration(moving, fixed)
+        return self.warp(moving, ddf), ddf
+
+    def correct(self, pred: Tensor, target: Tensor) -> tuple[dict[str, Tensor], Terms]:
+        """Outputs and terms of the registration correction (paper, equations 5 and 6); empty without its weights."""
+        if self.registration is None:
+            return {}, {}
+        warped, ddf = self.register(pred, target)
+        terms = {}
+        if "correction" in self.terms:
+            terms["correction"] = self.correction_loss(warped, target)
+        if "smoothness" in self.terms:
+            terms["smoothness"] = self.smoothness_loss(ddf)
+        return {"warped": warped, "ddf": ddf}, terms
+
+    def set_target_window(self, window: tuple[float, float]) -> None:
+        """Store the physical intensities that -1 and 1 stand for, so that the weights alone give volumes in their units.
+
+        Raises:
+            ValueError: if the window is not an increasing pair.
+        """
+        low, high = (float(value) for value in window)
+        if not low < high:
+            raise ValueError(f"target window must be (low, high) with low < high, got ({low}, {high})")
+        self.target_window.copy_(torch.tensor([low, high]))
+
+    def inference_state_dict(self) -> dict[str, Tensor]:
+        """State of what ``forward`` uses: loads strictly into the same translator built without weights."""
+        return {
+            name: value for name, value in self.state_dict().items() if name.split(".", 1)[0] not in self.training_only
+        }
+
+    def _build_if_needed(self, name: str, factory: NetworkFactory | None, used_by: frozenset[str]) -> nn.Module | None:
+        needed = sorted(used_by.intersection(self.terms))
+        if not needed:
+            return None
+        if factory is None:
+            raise ValueError(f"the loss terms {needed} need the network '{name}', which was not given")
+        return factory()

@@ -1,0 +1,274 @@
+"""Volumes onto the grid of the networks and back, and slices out of volumes and back.
+
+Orientation and voxel spacing are MONAI's ``Orientationd`` and ``Spacingd``; here is what MONAI leaves open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import torch
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.data import MetaTensor, get_track_meta
+from monai.data.utils import to_affine_nd
+from monai.transforms import InvertibleTransform, MapTransform, Pad, Resize
+from monai.utils import TraceKeys, TransformBackends, convert_to_tensor
+
+__all__ = [
+    "ResampleInPlane",
+    "ResampleInPlaned",
+    "ToVolume",
+    "ToVolumed",
+    "extract_slices",
+    "nonempty_slices",
+    "stack_slices",
+]
+
+
+def _check_slice_axis(slice_axis: int) -> int:
+    """Return ``slice_axis``, refusing anything but 0, 1 or 2."""
+    if slice_axis not in (0, 1, 2):
+        raise ValueError(f"slice_axis must be 0, 1 or 2, got {slice_axis}")
+    return int(slice_axis)
+
+
+def _check_volume(image: torch.Tensor) -> None:
+    """Refuse everything but a channel-first volume."""
+    if image.ndim != 4:
+        raise ValueError(f"expected a volume of shape (C, H, W, D), got {tuple(image.shape)}; ToVolume makes one of a slice")
+
+
+class ToVolume(InvertibleTransform):
+    """Give an image of two spatial dimensions a third of length 1, so that slices and volumes share one path.
+
+    ``(C, H, W)`` becomes ``(C, H, W, 1)`` with a 4x4 affine whose third axis is 1 mm; ``(C, H, W, D)`` passes.
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012 (MONAI's convention)
+
+    def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
+        """Return ``img`` as a volume.
+
+        Raises:
+            ValueError: ``img`` is neither ``(C, H, W)`` nor ``(C, H, W, D)``.
+        """
+        image = convert_to_tensor(img, track_meta=get_track_meta())
+        if image.ndim not in (3, 4):
+            raise ValueError(f"expected an image of shape (C, H, W) or (C, H, W, D), got {tuple(image.shape)}")
+        is_slice = image.ndim == 3
+        if not isinstance(image, MetaTensor):
+            return image.unsqueeze(-1) if is_slice else image
+        affine = image.affine
+        volume = MetaTensor(
+            image.as_tensor().unsqueeze(-1) if is_slice else image.as_tensor(),
+            meta=dict(image.meta),
+            applied_operations=list(image.applied_operations),
+        )
+        if is_slice:
+            volume.affine = to_affine_nd(3, affine)
+        return self.push_transform(volume, extra_info={"is_slice": is_slice, "affine": affine})
+
+    def inverse(self, data: torch.Tensor) -> torch.Tensor:
+        """Take the third spatial dimension away again where `__call__` added it."""
+        info = self.pop_transform(data)[TraceKeys.EXTRA_INFO]
+        if not info["is_slice"]:
+            return data
+        image = data.squeeze(-1)
+        if isinstance(image, MetaTensor):
+            image.affine = info["affine"]
+        return image
+
+
+class ToVolumed(MapTransform, InvertibleTransform):
+    """Dictionary form of `ToVolume`.
+
+    Args:
+        keys: keys of the images.
+        allow_missing_keys: whether keys may be missing.
+    """
+
+    backend = ToVolume.backend
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.to_volume = ToVolume()
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        """Make every key of ``data`` a volume."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.to_volume(d[key])
+        return d
+
+    def inverse(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        """Make every key of ``data`` again what it was."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.to_volume.inverse(d[key])
+        return d
+
+
+class ResampleInPlane(InvertibleTransform):
+    """Bring the slices of a volume to one size without distorting them; the number of slices stays.
+
+    Each slice is padded around its centre to the proportions of ``spatial_size`` (a square, mostly), then resized with
+    linear interpolation; where that shrinks it, a Gaussian takes out first what the coarser grid cannot hold. The affine
+    follows. Proportions are counted in voxels: with unequal in-plane spacing put MONAI's ``Spacingd`` in front.
+
+    The inverse gives back shape and affine. Within ``Invertd`` set ``nearest_interp=False``, or images come back blocky.
+
+    Args:
+        spatial_size: in-plane size ``(h, w)`` of the result, along the two remaining axes in their order.
+        slice_axis: spatial axis (0, 1 or 2) that counts the slices.
+        padding_value: intensity outside the image.
+        anti_aliasing: whether to smooth before shrinking, with a standard deviation of half the excess of the factor
+            over 1, in voxels (as ``monai.transforms.Resize``).
+
+    Raises:
+        ValueError: an argument out of range, or (when called) no volume ``(C, H, W, D)``.
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012 (MONAI's convention)
+
+    def __init__(
+        self,
+        spatial_size: Sequence[int],
+        slice_axis: int = 2,
+        padding_value: float = -1.0,
+        anti_aliasing: bool = True,
+    ) -> None:
+        if isinstance(spatial_size, int) or len(spatial_size) != 2 or any(int(n) != n or n < 1 for n in spatial_size):
+            raise ValueError(f"spatial_size must be two positive integers (h, w), got {spatial_size}")
+        self.spatial_size = (int(spatial_size[0]), int(spatial_size[1]))
+        self.slice_axis = _check_slice_axis(slice_axis)
+        self.padding_value = float(padding_value)
+        self.in_plane = tuple(axis for axis in range(3) if axis != self.slice_axis)
+        size = [-1, -1, -1]
+        for axis, length in zip(self.in_plane, self.spatial_size, strict=True):
+            size[axis] = length
+        self.pad = Pad(mode="constant", value=self.padding_value)
+        self.resize = Resize(size, mode="trilinear", align_corners=False, anti_aliasing=anti_aliasing)
+
+    def padding(self, shape: Sequence[int]) -> list[tuple[int, int]]:
+        """Return the padding (before, after) of the channel and the spatial axes of a volume of spatial ``shape``."""
+        lengths = [shape[axis] for axis in self.in_plane]
+        factor = max(length / size for length, size in zip(lengths, self.spatial_size, strict=True))
+        widths = [(0, 0)] * 4
+        for axis, length, size in zip(self.in_plane, lengths, self.spatial_size, strict=True):
+            missing = max(round(size * factor) - length, 0)
+            widths[axis + 1] = (missing // 2, missing - missing // 2)
+        return widths
+
+    def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
+        """Resample one volume ``(C, H, W, D)``; the result is float32."""
+        image = convert_to_tensor(img, dtype=torch.float32, track_meta=get_track_meta())
+        _check_volume(image)
+        # The smoothing takes zero for what lies outside; counted from the padding value, zero is the background,
+        # and the background stays what it is to the last bit.
+        padded = self.pad(image, to_pad=self.padding(image.shape[1:])) - self.padding_value
+        return self.resize(padded) + self.padding_value
+
+    def inverse(self, data: torch.Tensor) -> torch.Tensor:
+        """Return ``data`` on the grid that the volume had before."""
+        return self.pad.inverse(self.resize.inverse(data))
+
+
+class ResampleInPlaned(MapTransform, InvertibleTransform):
+    """Dictionary form of `ResampleInPlane`.
+
+    Args:
+        keys: keys of the volumes.
+        spatial_size: see `ResampleInPlane`.
+        slice_axis: see `ResampleInPlane`.
+        padding_value: see `ResampleInPlane`.
+        anti_aliasing: see `ResampleInPlane`.
+        allow_missing_keys: whether keys may be missing.
+    """
+
+    backend = ResampleInPlane.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        spatial_size: Sequence[int],
+        slice_axis: int = 2,
+        padding_value: float = -1.0,
+        anti_aliasing: bool = True,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.resampler = ResampleInPlane(spatial_size, slice_axis, padding_value, anti_aliasing)
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        """Resample every key of ``data``."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.resampler(d[key])
+        return d
+
+    def inverse(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        """Return every key of ``data`` on its former grid."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.resampler.inverse(d[key])
+        return d
+
+
+def extract_slices(image: NdarrayOrTensor, slice_axis: int = 2) -> torch.Tensor:
+    """Return the slices of a volume as a batch.
+
+    Args:
+        image: volume ``(C, H, W, D)``.
+        slice_axis: spatial axis (0, 1 or 2) that counts the slices.
+
+    Returns:
+        Plain tensor ``(N, C, h, w)``, N the length of ``slice_axis``; a view of ``image`` where that is a tensor.
+
+    Raises:
+        ValueError: ``image`` is no volume, or ``slice_axis`` is out of range.
+    """
+    volume = convert_to_tensor(image, track_meta=False)
+    _check_volume(volume)
+    return volume.movedim(_check_slice_axis(slice_axis) + 1, 0)
+
+
+def stack_slices(slices: NdarrayOrTensor, slice_axis: int = 2) -> torch.Tensor:
+    """Put slices together to a volume: the inverse of `extract_slices`.
+
+    Args:
+        slices: batch ``(N, C, h, w)``.
+        slice_axis: spatial axis (0, 1 or 2) along which they lie in the volume.
+
+    Returns:
+        Plain tensor ``(C, H, W, D)``, contiguous.
+
+    Raises:
+        ValueError: ``slices`` has not four dimensions, or ``slice_axis`` is out of range.
+    """
+    batch = convert_to_tensor(slices, track_meta=False)
+    if batch.ndim != 4:
+        raise ValueError(f"expected slices of shape (N, C, h, w), got {tuple(batch.shape)}")
+    return batch.movedim(0, _check_slice_axis(slice_axis) + 1).contiguous()
+
+
+def nonempty_slices(
+    label: NdarrayOrTensor, slice_axis: int = 2, min_foreground: float = 0.05, background: float = -1.0
+) -> list[int]:
+    """Return the indices of the slices that show enough.
+
+    Args:
+        label: volume ``(C, H, W, D)``.
+        slice_axis: spatial axis (0, 1 or 2) that counts the slices.
+        min_foreground: least share, in [0, 1], of a slice's pixels that lie above ``background``; 0 keeps every slice.
+        background: intensity at and below which a pixel counts as background.
+
+    Returns:
+        Indices along ``slice_axis`` in ascending order.
+
+    Raises:
+        ValueError: ``label`` is no volume, or an argument is out of range.
+    """
+    if not 0 <= min_foreground <= 1:
+        raise ValueError(f"min_foreground must lie in [0, 1], got {min_foreground}")
+    share = (extract_slices(label, slice_axis) > background).float().mean(dim=(1, 2, 3))
+    return torch.nonzero(share >= min_foreground).flatten().tolist()
