@@ -6,7 +6,6 @@ import difflib
 import json
 import logging
 import math
-import os
 import shutil
 import sys
 import time
@@ -19,9 +18,20 @@ from filelock import FileLock, Timeout
 from monai.bundle import ConfigParser
 from monai.bundle.reference_resolver import ReferenceResolver
 
+from pipeline.handlers.files import replacing
+
 CONFIG_FILE = "config.json"
 # What a run writes into its folder; an earlier run's files of these names are set aside before a new one starts.
-RUN_OUTPUTS = ("checkpoints", "model.pt", CONFIG_FILE, "pictures", "cases.csv", "summary.json", "summary.md", "mlflow_run.json")
+RUN_OUTPUTS = (
+    "checkpoints",
+    "model.pt",
+    CONFIG_FILE,
+    "pictures",
+    "cases.csv",
+    "summary.json",
+    "summary.md",
+    "mlflow_run.json",
+)
 logger = logging.getLogger(__name__)
 
 
@@ -56,7 +66,9 @@ def device(name: str | torch.device) -> torch.device:
         chosen = torch.device(name)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device must be 'auto', 'cpu', or a device of this machine such as 'cuda:0', got {name!r}: {error}") from error
+        raise ValueError(
+            f"device must be 'auto', 'cpu', or a device of this machine such as 'cuda:0', got {name!r}: {error}"
+        ) from error
     return chosen
 
 
@@ -97,7 +109,9 @@ def check_knobs(**knobs: Any) -> None:
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
             faults.append(f"learning_rate must be a positive number, got {rate!r}")
     if "weights" in knobs and not isinstance(knobs["weights"], Mapping):
-        faults.append(f"weights must be a dictionary of loss weights such as {{'adversarial': 1}}, got {knobs['weights']!r}")
+        faults.append(
+            f"weights must be a dictionary of loss weights such as {{'adversarial': 1}}, got {knobs['weights']!r}"
+        )
     if faults:
         raise ValueError("; ".join(faults))
 
@@ -125,9 +139,9 @@ def explain_errors() -> None:
 class RunFolder:
     """The folder of one run and the config it was started with.
 
-    On construction it takes the folder for this process alone, sets an earlier run's files aside (never deletes them) or
-    finds them for resuming, and writes the config, with overlays and command line merged in, to ``config.json``. That
-    file runs by itself: ``python -m monai.bundle run training --config_file OUTPUT_DIR/config.json``.
+    On construction it takes the folder for this process alone, sets an earlier run's files aside (never deletes them)
+    or finds them for resuming, and writes the config, with overlays and command line merged in, to ``config.json``.
+    That file runs by itself: ``python -m monai.bundle run training --config_file OUTPUT_DIR/config.json``.
 
     Args:
         output_dir: created where absent.
@@ -138,7 +152,8 @@ class RunFolder:
         resume: whether an earlier run is continued.
 
     Raises:
-        ValueError: if ``resume`` is set and the folder holds no run, or a knob's name is unknown but close to a known one.
+        ValueError: if ``resume`` is set and the folder holds no run, or a knob's name is unknown but close to a known
+            one.
         RuntimeError: if another process is running in the folder.
     """
 
@@ -149,13 +164,17 @@ class RunFolder:
         if self._parser is not None:
             _refuse_misspelt_knobs(self._parser)
         if resume and not (self.output_dir / CONFIG_FILE).is_file():
-            raise ValueError(f"resume: {self.output_dir} holds no run (no {CONFIG_FILE}); leave resume out to start one")
+            raise ValueError(
+                f"resume: {self.output_dir} holds no run (no {CONFIG_FILE}); leave resume out to start one"
+            )
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.output_dir / ".lock", is_singleton=True)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise RuntimeError(f"output_dir {self.output_dir} is in use by another running process; choose another") from None
+            raise RuntimeError(
+                f"output_dir {self.output_dir} is in use by another running process; choose another"
+            ) from None
         if not resume:
             self._set_aside()
         self._write_config()
@@ -190,10 +209,8 @@ class RunFolder:
         logger.info("set the files of an earlier run aside in %s", target)
 
     def _write_config(self) -> None:
-        path = self.output_dir / CONFIG_FILE
-        beside = path.with_suffix(".json.tmp")
-        beside.write_text(json.dumps(self._config(), indent=4, default=str) + "\n")
-        os.replace(beside, path)
+        with replacing(self.output_dir / CONFIG_FILE) as path:
+            path.write_text(json.dumps(self._config(), indent=4, default=str) + "\n")
 
 
 def _calling_parser() -> ConfigParser | None:

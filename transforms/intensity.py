@@ -75,7 +75,7 @@ class _ScaleIntensity(InvertibleTransform):
         if not torch.isfinite(values).all():
             raise ValueError(f"{_name_of(image)} contains NaN or infinite values and cannot be scaled")
         low, high = self.find_window(image)
-        # Clipping first makes the lower end exactly -1, whatever lies below it (negative values of a cubic spline, say).
+        # Clipping first makes the lower end exactly -1, whatever lies below it (the undershoot of a cubic spline, say).
         scaled = values.clamp(low, high).sub(low).mul(2.0 / (high - low)).sub(1.0).clamp(-1.0, 1.0)
         if not isinstance(image, MetaTensor):
             return scaled
@@ -95,8 +95,8 @@ class _ScaleIntensity(InvertibleTransform):
 class ScaleMRIntensity(_ScaleIntensity):
     """Scale an MR volume, whose units are arbitrary, to [-1, 1] by its own foreground.
 
-    The window runs from the background value to a percentile of the voxels above it, so that a few bright vessels do not
-    decide over the contrast. Every value at or below ``background`` becomes exactly -1.
+    The window runs from the background value to a percentile of the voxels above it, so that a few bright vessels do
+    not decide over the contrast. Every value at or below ``background`` becomes exactly -1.
 
     Args:
         upper_percentile: percentile of the foreground that becomes 1, in (0, 100].
@@ -153,16 +153,16 @@ class ScaleCTIntensity(_ScaleIntensity):
 class RestoreIntensity(Transform):
     """Map an image in [-1, 1] to physical units by a window that is given, not taken from the image.
 
-    A translated image is in the *target's* contrast, so the source's own window cannot restore it; the window comes from
-    training (the median over the training targets, say).
+    A translated image is in the *target's* contrast, so the source's own window cannot restore it; the window comes
+    from training (the median over the training targets, say).
 
     Args:
-        window: physical values ``(low, high)`` of -1 and 1, as a pair or as a tensor of two elements. A tensor is read at
-            each call, so that values loaded into it later (from a checkpoint) count.
+        window: physical values ``(low, high)`` of -1 and 1, as a pair or as a tensor of two elements. A tensor is read
+            at each call, so that values copied into it later (from a checkpoint) count.
 
     Raises:
-        ValueError: ``window`` has not two values, or (at construction for a pair, at the call for a tensor) they are not
-            finite with low < high.
+        ValueError: ``window`` has not two values, or (at construction for a pair, at the call for a tensor) they are
+            not finite with low < high.
     """
 
     backend = [TransformBackends.TORCH]  # noqa: RUF012 (MONAI's convention)
@@ -170,7 +170,7 @@ class RestoreIntensity(Transform):
     def __init__(self, window: Sequence[float] | torch.Tensor) -> None:
         if isinstance(window, torch.Tensor):
             if window.numel() != 2:
-                raise ValueError(f"window must hold two values (low, high), got a tensor of shape {tuple(window.shape)}")
+                raise ValueError(f"window must hold two values (low, high), got shape {tuple(window.shape)}")
             self.window: tuple[float, float] | torch.Tensor = window
         else:
             self.window = _check_window(window)

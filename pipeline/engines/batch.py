@@ -22,7 +22,11 @@ class PrepareBatch:
         self.transform = transform
 
     def __call__(
-        self, batch: Mapping[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
+        self,
+        batch: Mapping[str, Any],
+        device: torch.device | str | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """Prepare one batch.
 

@@ -22,13 +22,14 @@ Baseline = Callable[[Tensor], Tensor]
 class TranslationEvaluator(Evaluator):
     """Scores a translator on aligned pairs, together with baselines that need no network.
 
-    ``engine.state.output`` holds ``image``, ``label``, ``pred``, one prediction per baseline under its name, ``case`` and
-    ``slice``; metrics read what they score from there. ``engine.state.case_ids`` lists (case, slice) in the order in
-    which metrics keep their values.
+    ``engine.state.output`` holds ``image``, ``label``, ``pred``, one prediction per baseline under its name, ``case``
+    and ``slice``; metrics read what they score from there. ``engine.state.case_ids`` lists (case, slice) in the order
+    in which metrics keep their values.
 
     Args:
         device: where to evaluate.
-        val_data_loader: yields dictionaries with ``image`` and ``label`` (B, C, *spatial) in [-1, 1], ``case``, ``slice``.
+        val_data_loader: yields dictionaries with ``image`` and ``label`` (B, C, *spatial) in [-1, 1], ``case``,
+            ``slice``.
         network: the translator, on ``device``.
         baselines: by name, maps a source batch to a prediction.
         prepare_batch: moves a batch, see ``PrepareBatch``.

@@ -9,8 +9,8 @@ from torch.optim.lr_scheduler import LambdaLR
 def linear_decay(optimizer: Optimizer, max_epochs: int, decay_epochs: int = 0) -> LambdaLR:
     """Keep the learning rate, then lower it in equal steps over the last ``decay_epochs`` epochs.
 
-    The first of them still has the full rate less one step, and the epoch after the last would have zero. With 0 the rate
-    is constant, as in the authors' code.
+    The first of them still has the full rate less one step, and the epoch after the last would have zero. With 0 the
+    rate is constant, as in the authors' code.
 
     Args:
         optimizer: whose rate to set.

@@ -20,8 +20,9 @@ from pipeline.translators import Translator
 class TranslationTrainer(Trainer):
     """Adversarial training of a translator, one Ignite iteration per batch.
 
-    A step minimises the weighted sum of the generator's terms, then that of the discriminator's (paper, equation 7). The
-    generator runs once: the discriminator is trained on the same prediction, detached. The discriminator's parameters
+    A step minimises the weighted sum of the generator's terms, then that of the discriminator's (paper, equation 7).
+    The generator runs once: the discriminator is trained on the same prediction, detached. The discriminator's
+        parameters
     take no part in the generator's graph. Nothing is copied to the host: ``engine.state.output["losses"]`` holds
     scalars on the device, which handlers fetch together when they need them.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import DiskSaver
 from monai.engines import Evaluator
+from torch import Tensor
 
+from pipeline.metrics import IntensityMap
 from pipeline.translators import Translator
 
 LAST, BEST, MODEL = "last.pt", "best.pt", "model.pt"
@@ -37,7 +39,9 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"checkpoint {path} holds objects other than tensors and plain values: {error}") from error
+        raise CheckpointError(
+            f"checkpoint {path} holds objects other than tensors and plain values: {error}"
+        ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read, it may be cut short: {error}") from error
     if not isinstance(content, dict):
@@ -67,6 +71,39 @@ def load_network(network: torch.nn.Module, path: str | Path) -> torch.nn.Module:
     return network
 
 
+def trained_size(path: str | Path) -> list[int]:
+    """Size in pixels of the images that a checkpoint's network was trained on.
+
+    Raises:
+        CheckpointError: if the file cannot be read or does not say.
+    """
+    content = load_checkpoint(path)
+    sizes = [int(size) for size in content.get("network", content).get("trained_size", ()) if size > 0]
+    if not sizes:
+        raise CheckpointError(f"checkpoint {path} does not say at which image size it was trained; pass spatial_size")
+    return sizes
+
+
+def load_baselines(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Callable[[Tensor], Tensor]]:
+    """Baselines to score beside a network: the source as it is and, where the checkpoint has it, the intensity map.
+
+    Args:
+        path: ``last.pt`` or ``best.pt`` of a run; ``model.pt`` holds no intensity map.
+        device: where the map is applied.
+
+    Raises:
+        CheckpointError: if the file cannot be read.
+    """
+    baselines: dict[str, Callable[[Tensor], Tensor]] = {"source": lambda source: source}
+    state = load_checkpoint(path).get("intensity_map")
+    if state is None:
+        logger.warning("%s holds no intensity map: that baseline is left out", path)
+        return baselines
+    intensity_map = IntensityMap()
+    intensity_map.load_state_dict(state)
+    return {**baselines, "intensity_map": intensity_map.to(device)}
+
+
 def _load_strictly(network: torch.nn.Module, state: Mapping[str, Any], path: str | Path) -> None:
     own = network.state_dict()
     faults = [f"missing: {name}" for name in own if name not in state]
@@ -89,16 +126,16 @@ def _load_strictly(network: torch.nn.Module, state: Mapping[str, Any], path: str
 class CheckpointHandler:
     """Save a run so that it can be continued as if it had never stopped.
 
-    ``checkpoints/last.pt`` and ``checkpoints/best.pt`` hold every stateful object, the trainer's position, the best metric
-    so far and all random states; ``model.pt`` holds the best weights of what inference uses. Each file is written beside
-    its place and renamed, so a reader never sees half of one. The data order is a function of seed and epoch
-    (``EpochSeed``), so the position says it.
+    ``checkpoints/last.pt`` and ``checkpoints/best.pt`` hold every stateful object, the trainer's position, the best
+    metric so far and all random states; ``model.pt`` holds the best weights of what inference uses. Each file is
+    written beside its place and renamed, so a reader never sees half of one. The data order is a function of seed and
+    epoch (``EpochSeed``), so the position says it.
 
     Args:
         output_dir: the run's folder.
         network: the translator.
-        stateful: further objects with ``state_dict`` and ``load_state_dict``, by name (optimisers, schedulers, ...); None
-            values are left out.
+        stateful: further objects with ``state_dict`` and ``load_state_dict``, by name (optimisers, schedulers, ...);
+            None values are left out.
         evaluator: decides what is best by its key metric, greater is better. Without one, ``best.pt`` is the last.
         interval: save ``last.pt`` every so many epochs, and after the last one.
         resume: continue from ``last.pt`` when the trainer starts, if there is one.

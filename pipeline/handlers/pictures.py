@@ -1,13 +1,12 @@
-"""Pictures of translations: what went in, what came out, what it should have been, and how far off it is."""
+"""Pictures of translations, during training and of an evaluation."""
 
 from __future__ import annotations
 
 import copy
-import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,82 +14,237 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from pipeline.handlers.tables import replacing
+from pipeline.handlers.drawing import Sample, draw_translation
+from pipeline.translators import Translator
 
-PANEL_WIDTH = 1.8  # inches
-LEFT, RIGHT, GAP, CAPTION, HEADER, FOOTER = 0.5, 0.1, 0.05, 0.2, 0.3, 0.95  # inches
-DPI = 150
-# Arrows along the longer side of a displacement field: more would touch each other in print.
-ARROWS = 16
-MIN_DISPLACEMENT = 0.1  # pixels; the colour scale of a field that is still the identity
-MIN_ERROR = 0.02  # the same for errors
 SEED = 0  # of the pictures' own randomness
+# What the evaluator's output holds for a picture.
+SHOWN = ("image", "label", "pred", "intensity_map", "case", "slice")
 
-NOTE = "For volumes in RAS orientation the patient's right is on the left side, as in radiology."
-FIELD_NOTE = " Arrows point to where the warped prediction takes its values from."
+
+@contextmanager
+def _own_random_state(device: torch.device) -> Iterator[None]:
+    """Draw from a fixed seed inside (a translator may draw its style), and leave no trace in the global states."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - MONAI draws from it
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        # Not torch.manual_seed, which would also seed the devices whose state is not put back.
+        torch.default_generator.manual_seed(SEED)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(SEED)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            random.setstate(python_state)
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One slice and what became of it; arrays (X, Y), as they lie in the volume, intensities in [-1, 1].
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards each module has its own mode again, frozen ones too."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
-    Attributes:
-        source: the input.
-        prediction: what the network makes of it.
-        target: the aligned target.
-        case: the patient.
-        slice: index of the slice.
-        baseline: another prediction to compare with.
-        misaligned: the target as training sees it.
-        warped: the prediction, warped onto the misaligned target.
-        ddf: displacement field (2, X, Y) in pixels, pull-back, channel i along axis i.
+
+def evenly_spread(total: int, count: int) -> list[int]:
+    """Up to ``count`` of ``range(total)``: the middles of equal parts, since the ends of a volume show little."""
+    count = min(total, count)
+    return [(2 * part + 1) * total // (2 * count) for part in range(count)]
+
+
+def batch_samples(batch: Mapping[str, Any]) -> list[Sample]:
+    """One sample per item of a batch, of the first channel of each image.
+
+    Args:
+        batch: ``image``, ``label`` and ``pred`` (B, C, X, Y); ``intensity_map``, ``misaligned``, ``warped`` alike and
+            ``ddf`` (B, 2, X, Y) where there are any; ``case`` and ``slice``, B each.
     """
 
-    source: np.ndarray
-    prediction: np.ndarray
-    target: np.ndarray
-    case: str = ""
-    slice: int | None = None
-    baseline: np.ndarray | None = None
-    misaligned: np.ndarray | None = None
-    warped: np.ndarray | None = None
-    ddf: np.ndarray | None = None
+    def image(key: str, index: int) -> np.ndarray:
+        return torch.as_tensor(batch[key][index]).detach().float().cpu().numpy()
 
-    def __post_init__(self) -> None:
-        if self.source.ndim != 2:
-            raise ValueError(f"pictures show slices (X, Y), got a source of shape {self.source.shape}")
-        for name in ("prediction", "target", "baseline", "misaligned", "warped"):
-            image = getattr(self, name)
-            if image is not None and image.shape != self.source.shape:
-                raise ValueError(f"{name} has shape {image.shape}, expected the source's {self.source.shape}")
-        if self.ddf is not None and self.ddf.shape != (2, *self.source.shape):
-            raise ValueError(f"ddf has shape {self.ddf.shape}, expected {(2, *self.source.shape)}")
+    def optional(key: str, index: int) -> np.ndarray | None:
+        return image(key, index)[0] if key in batch else None
 
-
-@dataclass(frozen=True)
-class _Column:
-    title: str
-    kind: str  # "image", "error" or "field"
-    content: Callable[[Sample], np.ndarray | None]
-    compared: Callable[[Sample], np.ndarray | None] | None = None
+    return [
+        Sample(
+            source=image("image", index)[0],
+            prediction=image("pred", index)[0],
+            target=image("label", index)[0],
+            case=str(case),
+            slice=int(batch["slice"][index]),
+            baseline=optional("intensity_map", index),
+            misaligned=optional("misaligned", index),
+            warped=optional("warped", index),
+            ddf=image("ddf", index) if "ddf" in batch else None,
+        )
+        for index, case in enumerate(batch["case"])
+    ]
 
 
-def _error(image: np.ndarray | None, target: np.ndarray) -> np.ndarray | None:
-    return None if image is None else np.abs(image - target)
+class PictureHandler:
+    """Draw the same few validation slices every few epochs, to watch a translator learn.
+
+    Writes ``output_dir/pictures/epoch_0005.png`` each ``interval`` epochs and after the last. Training is not
+    disturbed: the network keeps its mode, and every random state is what it was.
+
+    Args:
+        output_dir: the run's folder.
+        dataset: of aligned pairs, items ``image`` and ``label`` (C, X, Y) in [-1, 1], ``case`` and ``slice``.
+            The slices are spread evenly over it.
+        network: the translator. Where it has a registration network, misaligned targets are shown, and how it warps the
+            predictions onto them.
+        interval: epochs between pictures.
+        rows: number of slices.
+        noise: transform that misaligns a batch, as in training; works on a copy with its own fixed seed, so that all
+            pictures of a run show the same misalignment. None shows the registration with the aligned targets.
+        device: of the network, default where its parameters are.
+        error_limit: end of the error scale, the same in all pictures, see ``draw_translation``.
+
+    Raises:
+        ValueError: if ``interval`` or ``rows`` is not positive.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        dataset: Any,
+        network: Translator,
+        interval: int = 1,
+        rows: int = 4,
+        noise: Any | None = None,
+        device: torch.device | str | None = None,
+        error_limit: float = 0.5,
+    ) -> None:
+        for name, value in (("interval", interval), ("rows", rows)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.folder = Path(output_dir) / "pictures"
+        self.dataset = dataset
+        self.network = network
+        self.interval = interval
+        self.rows = rows
+        self.noise = copy.deepcopy(noise)
+        self.device = torch.device(device) if device is not None else next(network.parameters()).device
+        self.error_limit = error_limit
+        self._batch: dict[str, Any] = {}
+        self._last_epoch = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Register on a trainer."""
+        if idist.get_rank() == 0:
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
+            # Also where training was stopped early.
+            engine.add_event_handler(Events.COMPLETED, self._after_training)
+
+    def _after_epoch(self, engine: Engine) -> None:
+        if engine.state.epoch % self.interval == 0 or engine.state.epoch == engine.state.max_epochs:
+            self(engine)
+
+    def _after_training(self, engine: Engine) -> None:
+        if engine.state.epoch > self._last_epoch:
+            self(engine)
+
+    def __call__(self, engine: Engine) -> None:
+        """Draw the picture of ``engine.state.epoch``.
+
+        Raises:
+            ValueError: if the dataset is empty.
+        """
+        epoch = engine.state.epoch
+        title = f"Validation after epoch {epoch}, iteration {engine.state.iteration}"
+        with _own_random_state(self.device), _evaluating(self.network):
+            samples = batch_samples(self._translate())
+        draw_translation(samples, self.folder / f"epoch_{epoch:04d}.png", title, self.error_limit)
+        self._last_epoch = epoch
+
+    def _translate(self) -> dict[str, Any]:
+        if not self._batch:
+            self._batch = self._load()
+        batch = {
+            key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in self._batch.items()
+        }
+        batch["pred"] = self.network(batch["image"])
+        if getattr(self.network, "registration", None) is not None:
+            fixed = batch["label"]
+            if self.noise is not None:
+                self.noise.set_random_state(seed=SEED)
+                fixed = batch["misaligned"] = self.noise({"image": batch["image"], "label": batch["label"]})["label"]
+            batch["warped"], batch["ddf"] = self.network.register(batch["pred"], fixed)
+        return batch
+
+    def _load(self) -> dict[str, Any]:
+        if not len(self.dataset):
+            raise ValueError("the dataset to draw pictures of is empty")
+        items = [self.dataset[index] for index in evenly_spread(len(self.dataset), self.rows)]
+        return {
+            "image": torch.stack([torch.as_tensor(item["image"]) for item in items]),
+            "label": torch.stack([torch.as_tensor(item["label"]) for item in items]),
+            "case": [item["case"] for item in items],
+            "slice": [item["slice"] for item in items],
+        }
 
 
-COLUMNS = (
-    _Column("Source", "image", lambda sample: sample.source),
-    _Column("Prediction", "image", lambda sample: sample.prediction),
-    _Column("Target", "image", lambda sample: sample.target),
-    _Column("Absolute error", "error", lambda sample: _error(sample.prediction, sample.target)),
-    _Column("Intensity map", "image", lambda sample: sample.baseline),
-    _Column("Its absolute error", "error", lambda sample: _error(sample.baseline, sample.target)),
-    _Column("Misaligned target", "image", lambda sample: sample.misaligned),
-    _Column("Warped prediction", "image", lambda sample: sample.warped),
-    _Column("Displacement", "field", lambda sample: sample.ddf),
-)
+class EvaluationPictures:
+    """Draw error maps of some of an evaluation's cases, beside those of the intensity map.
+
+    Writes ``output_dir/pictures/error_maps.png`` when an evaluation is over, with the PSNR that it measured.
+
+    Args:
+        output_dir: the run's folder.
+        count: at most so many cases, spread evenly over those evaluated.
+
+    Raises:
+        ValueError: if ``count`` is not positive.
+    """
+
+    def __init__(self, output_dir: str | Path, count: int = 8) -> None:
+        if count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
+        self.path = Path(output_dir) / "pictures" / "error_maps.png"
+        self.count = count
+        self._forget()
+
+    def attach(self, engine: Engine) -> None:
+        """Register on an evaluator."""
+        if idist.get_rank() == 0:
+            engine.add_event_handler(Events.STARTED, self._forget)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+            engine.add_event_handler(Events.COMPLETED, self)
+
+    def _forget(self) -> None:
+        self._samples: list[tuple[int, Sample]] = []
+        self._seen, self._stride = 0, 1
+
+    def _collect(self, engine: Engine) -> None:
+        # How many will come is not known: keep each stride-th, and thin out by half whenever they become too many.
+        output = engine.state.output
+        for index in range(len(output["case"])):
+            if self._seen % self._stride == 0:
+                item = {key: output[key][index : index + 1] for key in SHOWN if key in output}
+                self._samples += [(self._seen, sample) for sample in batch_samples(item)]
+            self._seen += 1
+            if len(self._samples) > 4 * self.count:
+                self._samples, self._stride = self._samples[::2], 2 * self._stride
+
+    def __call__(self, engine: Engine) -> None:
+        """Draw what was collected; nothing where nothing was evaluated."""
+        details = engine.state.metric_details
+        scores = {"psnr": details.get("psnr"), "baseline_psnr": details.get("intensity_map_psnr")}
+        known = {name: values for name, values in scores.items() if values is not None}
+        samples = []
+        for chosen in evenly_spread(len(self._samples), self.count):
+            number, sample = self._samples[chosen]
+            psnr: dict[str, Any] = {name: float(values[number]) for name, values in known.items()}
+            samples.append(replace(sample, **psnr))
+        if samples:
+            draw_translation(samples, self.path, f"{len(samples)} of {self._seen} evaluated slices")

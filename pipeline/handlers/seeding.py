@@ -1,4 +1,4 @@
-"""Randomness that depends on the seed and the epoch alone, so that a resumed run draws what an undisturbed one draws."""
+"""Randomness from the seed and the epoch alone, so that a resumed run draws what an undisturbed one draws."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 class EpochSeed:
     """Reseed the data order and the random transforms at the start of each epoch from (seed, epoch).
 
-    The data order then needs no bookkeeping: epoch 7 is the same whether the epochs before it ran in this process or not.
+    The data order then needs no bookkeeping: epoch 7 is the same whether the epochs before it ran in this process or
+        not.
     Works with and without worker processes, since MONAI's loader seeds its workers from the loader's generator.
 
     Args:
@@ -29,7 +30,9 @@ class EpochSeed:
 
     def __init__(self, seed: int, loader: DataLoader, transforms: Sequence[Randomizable | Any] = ()) -> None:
         if loader.generator is None:
-            raise ValueError("the data loader has no generator: pass generator=torch.Generator() to make its order repeatable")
+            raise ValueError(
+                "the data loader has no generator: pass generator=torch.Generator() to make its order repeatable"
+            )
         self.seed = seed
         self.generator: torch.Generator = loader.generator
         self.transforms = tuple(transforms)

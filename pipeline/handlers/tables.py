@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,8 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from tqdm import tqdm
+
+from pipeline.handlers.files import replacing
 
 # Prefix of a candidate's metrics in ``engine.state.metrics`` -> what readers call it.
 CANDIDATES: dict[str, str] = {"": "prediction", "source_": "source as it is", "intensity_map_": "intensity map"}
@@ -29,26 +29,6 @@ METRICS: dict[str, tuple[str, str]] = {
 MISSING = "-"
 
 Row = Sequence[str]
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Write a file beside its place and rename it at the end, so that readers never meet half of it.
-
-    Args:
-        path: where the file shall be; its folder is made.
-
-    Yields:
-        The path to write to. If the body raises, nothing is left of it and ``path`` is as it was.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield beside
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def plain_table(rows: Sequence[Row]) -> str:
@@ -81,7 +61,7 @@ def score_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
 
     Args:
         metrics: scalars by name as the evaluator keeps them: ``psnr``, ``source_psnr``, ``intensity_map_psnr``, and the
-            same for ``nmae`` and ``ssim``. What is not there is shown as "-"; a candidate without any score is left out.
+            same for ``nmae`` and ``ssim``. What is not there is shown as "-", a candidate without scores not at all.
 
     Returns:
         Header, then one row per candidate: name, NMAE, PSNR, SSIM.
@@ -183,7 +163,9 @@ class CaseTable:
 def _values(name: str, details: Any, expected: int) -> np.ndarray:
     values = torch.as_tensor(details).detach().cpu().double().numpy()
     if values.shape != (expected,):
-        raise ValueError(f"metric {name} has values of shape {values.shape}, expected one for each of {expected} slices")
+        raise ValueError(
+            f"metric {name} has values of shape {values.shape}, expected one for each of {expected} slices"
+        )
     return values
 
 
@@ -195,8 +177,8 @@ def summarise(cases: Sequence[str], columns: Mapping[str, np.ndarray]) -> dict[s
         columns: values (N,) of each metric.
 
     Returns:
-        ``slices`` and ``over_patients``: statistics by metric; ``patients``: number of slices and mean of each metric by
-        patient; ``notes``: what was left out. Safe for JSON.
+        ``slices`` and ``over_patients``: statistics by metric; ``patients``: number of slices and mean of each metric
+        by patient; ``notes``: what was left out. Safe for JSON.
     """
     patients = list(dict.fromkeys(cases))
     of_patient = {patient: np.array([case == patient for case in cases]) for patient in patients}
@@ -211,10 +193,10 @@ def summarise(cases: Sequence[str], columns: Mapping[str, np.ndarray]) -> dict[s
         over_patients[name] = _statistics(np.array(finite_means, dtype=float))
         left_out = len(values) - slices[name]["count"]
         if left_out:
-            infinite = int(np.isinf(values).sum())
+            infinite, undefined = int(np.isinf(values).sum()), int(np.isnan(values).sum())
             notes.append(
-                f"{name}: {left_out} of {len(values)} values are not finite ({infinite} infinite, {left_out - infinite} "
-                "not a number) and are left out of the statistics"
+                f"{name}: {left_out} of {len(values)} values are not finite ({infinite} infinite, {undefined} not a "
+                "number) and are left out of the statistics"
             )
     return {"slices": slices, "over_patients": over_patients, "patients": means, "notes": notes}
 
@@ -271,8 +253,8 @@ def _patient_rows(patients: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 class SummaryHandler:
     """Say at the end of training what came out of it and where it lies.
 
-    Prints the validation scores of the best epoch (``engine.state.best_epoch`` and ``engine.state.best_metrics``, where a
-    checkpoint handler keeps them) or else of the last, beside both baselines, then each place.
+    Prints the validation scores of the best epoch (``engine.state.best_epoch`` and ``engine.state.best_metrics``, where
+    a checkpoint handler keeps them) or else of the last, beside both baselines, then each place.
 
     Args:
         evaluator: its ``state.metrics`` are the last validation's; None where there is no validation.

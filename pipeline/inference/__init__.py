@@ -1,1 +1,5 @@
 """Translation of whole volumes."""
+
+from pipeline.inference.volumes import find_volumes
+
+__all__ = ["find_volumes"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -28,11 +30,13 @@ class Translator(nn.Module):
 
     Args:
         weights: weight of each loss term by name. Names outside ``known_terms`` are refused.
-        registration: builds the registration network, ``forward(moving, fixed) -> displacement field in voxels``; called
-            only if ``correction`` or ``smoothness`` has a weight.
+        registration: builds the registration network, ``forward(moving, fixed) -> displacement field in voxels``;
+            called only if ``correction`` or ``smoothness`` has a weight.
 
     Attributes:
         target_window: buffer of 2 values, the physical intensities that -1 and 1 stand for in the target modality.
+        trained_size: buffer of 3 values, the image size in training in pixels, filled up with zeros; all zero if
+            unknown.
         terms: names of the terms in use.
 
     Raises:
@@ -43,18 +47,23 @@ class Translator(nn.Module):
     known_terms: ClassVar[frozenset[str]] = registration_terms
     training_only: ClassVar[tuple[str, ...]] = ("registration", "discriminator")
     target_window: Tensor
+    trained_size: Tensor
 
     def __init__(self, weights: Mapping[str, float], registration: NetworkFactory | None = None) -> None:
         super().__init__()
-        self.terms = WeightedSum(dict(weights)).terms
+        self.terms = WeightedSum(weights).terms if weights else ()
         unknown = sorted(set(weights) - self.known_terms)
         if unknown:
             raise ValueError(
-                f"weights names {unknown}, which {type(self).__name__} does not know; expected among {sorted(self.known_terms)}"
+                f"weights names {unknown}, which {type(self).__name__} does not know; "
+                f"expected among {sorted(self.known_terms)}"
             )
         self.register_buffer("target_window", torch.tensor([-1.0, 1.0]))
+        self.register_buffer("trained_size", torch.zeros(3, dtype=torch.int64))
         self.registration = self._build_if_needed("registration", registration, self.registration_terms)
-        self.warp = Warp(mode="bilinear", padding_mode="border")
+        with warnings.catch_warnings():  # that it works without MONAI's compiled extensions is what we want
+            warnings.simplefilter("ignore")
+            self.warp = Warp(mode="bilinear", padding_mode="border")
         self.correction_loss = CorrectionLoss()
         self.smoothness_loss = SmoothnessLoss()
 
@@ -94,7 +103,7 @@ class Translator(nn.Module):
             yield from network.parameters()
 
     def generator_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters that the generator's optimiser updates: generator and registration network, from one summed loss."""
+        """Parameters that the generator's optimiser updates: generator and registration net, from one summed loss."""
         owned = {id(parameter) for parameter in self.discriminator_parameters()}
         return (parameter for parameter in self.parameters() if id(parameter) not in owned)
 
@@ -106,8 +115,8 @@ class Translator(nn.Module):
             fixed: (B, C, *spatial), the misaligned target.
 
         Returns:
-            The warped image (B, C, *spatial) and the displacement field (B, spatial_dims, *spatial) in voxels, pull-back:
-            the warped image at x is the moving one at x + ddf(x).
+            The warped image (B, C, *spatial) and the displacement field (B, spatial_dims, *spatial) in voxels,
+            pull-back: the warped image at x is the moving one at x + ddf(x).
 
         Raises:
             RuntimeError: if this translator has no registration network.
@@ -129,16 +138,21 @@ class Translator(nn.Module):
             terms["smoothness"] = self.smoothness_loss(ddf)
         return {"warped": warped, "ddf": ddf}, terms
 
-    def set_target_window(self, window: tuple[float, float]) -> None:
-        """Store the physical intensities that -1 and 1 stand for, so that the weights alone give volumes in their units.
+    def describe_data(self, target_window: Sequence[float], image_size: Sequence[int]) -> None:
+        """Store what inference has to know of the training data beside the weights.
+
+        Args:
+            target_window: physical intensities that -1 and 1 stand for in the target modality, (low, high).
+            image_size: size of the training images in pixels, 2 or 3 axes.
 
         Raises:
-            ValueError: if the window is not an increasing pair.
+            ValueError: if the window is not an increasing pair of finite numbers.
         """
-        low, high = (float(value) for value in window)
-        if not low < high:
-            raise ValueError(f"target window must be (low, high) with low < high, got ({low}, {high})")
+        low, high = (float(value) for value in target_window)
+        if not -math.inf < low < high < math.inf:
+            raise ValueError(f"target_window must be (low, high) with low < high, got ({low}, {high})")
         self.target_window.copy_(torch.tensor([low, high]))
+        self.trained_size.copy_(torch.tensor([*image_size, 0][:3]))
 
     def inference_state_dict(self) -> dict[str, Tensor]:
         """State of what ``forward`` uses: loads strictly into the same translator built without weights."""

@@ -21,7 +21,8 @@ class CycleGANTranslator(Translator):
     Args:
         weights: weight of each loss term; known are ``adversarial``, ``correction`` and ``smoothness``.
         generator: builds the generator, ``forward(source) -> prediction``.
-        discriminator: builds the discriminator, ``forward(image) -> logits``; called only if ``adversarial`` has a weight.
+        discriminator: builds the discriminator, ``forward(image) -> logits``; called only if ``adversarial`` has a
+            weight.
         registration: see ``Translator``.
     """
 

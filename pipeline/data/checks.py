@@ -1,0 +1,260 @@
+"""Every fault of the data, found before training and said at once."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.data.utils import to_affine_nd
+from monai.transforms import LoadImage
+
+__all__ = ["REQUIRED_SPLITS", "SPLITS", "DataError", "check_cases", "find_faults"]
+
+SPLITS = ("training", "validation", "test")
+"""Lists of a datalist, in the names of the Medical Segmentation Decathlon."""
+
+REQUIRED_SPLITS = ("training", "validation")
+"""Lists that must not be empty."""
+
+AFFINE_TOLERANCE = 0.05
+"""How far, in voxels, the affines of a pair may place one voxel apart: below what any registration resolves."""
+
+READ_BLOCK = 1 << 20
+"""Bytes read at a time for the digest."""
+
+
+class DataError(ValueError):
+    """The data cannot be trained on; the message lists every fault on a line of its own.
+
+    Args:
+        faults: one line per fault, each naming the file or the list and the numbers.
+    """
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__(list(faults))
+        self.faults = list(faults)
+
+    def __str__(self) -> str:
+        count = len(self.faults)
+        return "\n".join([f"{count} fault{'' if count == 1 else 's'} in the data:", *(f"- {f}" for f in self.faults)])
+
+
+@dataclass
+class _FileReport:
+    """What one look at a file found; ``shape`` stays None where nothing could be read."""
+
+    faults: list[str] = field(default_factory=list)
+    digest: str = ""
+    shape: tuple[int, ...] | None = None
+    affine: np.ndarray | None = None
+
+
+def check_cases(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Look at every file of a datalist and refuse the whole of it if anything is wrong.
+
+    Faults are: a required list that is empty, an entry without image or label, a file that is missing or cannot be
+    read, an image that has not 2 or 3 spatial dimensions and one channel, that is constant, or that holds NaN or
+    infinite values, a pair whose shapes or affines disagree, and a patient, a path or the same bytes in two lists.
+
+    Args:
+        cases: ``{"training": [...], "validation": [...], "test": [...]}``, each a list of ``{"image": path, "label":
+            path}`` with, optionally, ``"case"``, the patient. ``"test"`` may be empty or absent.
+
+    Returns:
+        The data's digest: SHA-256, in hexadecimal, over the names (relative to the folder that holds them all) and the
+        contents of all files. It does not depend on where the data lies or how it is split.
+
+    Raises:
+        DataError: anything is wrong; its message lists every fault.
+    """
+    faults = [f'the list "{split}" is empty' for split in REQUIRED_SPLITS if not cases.get(split)]
+    found, digest = find_faults(cases)
+    if faults or found:
+        raise DataError(faults + found)
+    return digest or ""
+
+
+def find_faults(
+    cases: Mapping[str, Sequence[Mapping[str, Any]]], read_files: bool = True
+) -> tuple[list[str], str | None]:
+    """Return the faults of a datalist's entries, a line each, and the digest of the files that are there.
+
+    Args:
+        cases: see `check_cases`; a list may be empty.
+        read_files: whether to look into the files; if not, only patients and paths in two lists are found, and the
+            digest is None.
+    """
+    faults: list[str] = []
+    entries: list[tuple[str, Mapping[str, Any]]] = []
+    for split, items in cases.items():
+        for index, item in enumerate(items):
+            missing = [key for key in ("image", "label") if not isinstance(item.get(key), str | os.PathLike)]
+            faults += [f'{split}[{index}] has no path "{key}": {dict(item)}' for key in missing]
+            if not missing:
+                entries.append((split, item))
+
+    faults += _find_shared(entries)
+    if not read_files:
+        return faults, None
+    paths = list(dict.fromkeys(os.fspath(item[key]) for _, item in entries for key in ("image", "label")))
+    # Decompression and hashing release the interpreter lock.
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        reports = dict(zip(paths, pool.map(_inspect, paths), strict=True))
+
+    for path in paths:
+        faults += [f"{path}: {fault}" for fault in reports[path].faults]
+    for _, item in entries:
+        faults += _compare_pair(os.fspath(item["image"]), os.fspath(item["label"]), reports)
+    faults += _find_copies(entries, reports)
+    return list(dict.fromkeys(faults)), _combine_digests(reports)
+
+
+def _inspect(path: str) -> _FileReport:
+    """Read one file as training will, and note everything that would trouble it."""
+    report = _FileReport()
+    if not Path(path).is_file():
+        report.faults.append("is a folder, expected a file" if Path(path).is_dir() else "no such file")
+        return report
+    try:
+        report.digest = _hash_file(path)
+        image = LoadImage(ensure_channel_first=True)(path)
+    except Exception as error:  # readers raise whatever their format's library raises
+        report.faults.append(f"cannot be read ({_reason(error)})")
+        return report
+    if image.shape[0] != 1 or image.ndim not in (3, 4):
+        shape = tuple(image.shape[1:]) if image.shape[0] == 1 else (*image.shape[1:], image.shape[0])
+        report.faults.append(f"has shape {shape}, expected a 2D or 3D image of one channel")
+        return report
+    report.shape = tuple(image.shape[1:])
+    report.faults += _check_values(image.as_tensor())
+    report.affine = _affine_of(image)
+    determinant = float(np.linalg.det(report.affine))
+    if not np.isfinite(determinant) or determinant == 0:
+        report.faults.append(f"has an affine that cannot be inverted: {_format(report.affine)}")
+        report.affine = None
+    return report
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first cause of an error on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines)[:300]}" if lines else type(error).__name__
+
+
+def _hash_file(path: str) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(READ_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_values(values: torch.Tensor) -> list[str]:
+    """Return the faults in an image's values."""
+    if values.numel() == 0:
+        return ["holds no voxel"]
+    low, high = (float(value) for value in torch.aminmax(values))
+    if not (np.isfinite(low) and np.isfinite(high)):
+        nans, infinities = int(torch.isnan(values).sum()), int(torch.isinf(values).sum())
+        return [f"holds {nans} NaN and {infinities} infinite values among {values.numel()}"]
+    return [f"is constant, every value is {low:g}"] if low == high else []
+
+
+def _affine_of(image: MetaTensor) -> np.ndarray:
+    """Return the 4x4 affine of a 2D or 3D image."""
+    return to_affine_nd(3, image.affine.detach().cpu().numpy().astype(np.float64))
+
+
+def _format(affine: np.ndarray) -> str:
+    """Return the upper three rows of an affine on one line."""
+    return "[" + ", ".join("[" + ", ".join(f"{value:.5g}" for value in row) + "]" for row in affine[:3]) + "]"
+
+
+def _compare_pair(image: str, label: str, reports: Mapping[str, _FileReport]) -> list[str]:
+    """Return in what the shapes and the affines of a pair disagree, as far as both could be read."""
+    first, second = reports[image], reports[label]
+    if first.shape is None or second.shape is None:
+        return []
+    faults = []
+    if first.shape != second.shape:
+        faults.append(f"{image} and {label}: shapes disagree, {first.shape} and {second.shape}")
+    if first.affine is not None and second.affine is not None:
+        distance, voxel = _greatest_distance(first.affine, second.affine, first.shape)
+        if distance > AFFINE_TOLERANCE * voxel:
+            faults.append(
+                f"{image} and {label}: affines disagree by up to {distance:.3g} mm (allowed: {AFFINE_TOLERANCE} of a "
+                f"voxel, {AFFINE_TOLERANCE * voxel:.3g} mm), {_format(first.affine)} and {_format(second.affine)}"
+            )
+    return faults
+
+
+def _greatest_distance(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Return how far two affines place one voxel of a grid apart at most, and the shortest voxel side, both in mm."""
+    lengths = (*shape, 1)[:3]
+    # The distance is a convex function of the position, so its maximum lies in a corner.
+    corners = np.array(list(itertools.product(*((0, length - 1) for length in lengths), (1,))), dtype=np.float64)
+    distance = np.linalg.norm(corners @ (first - second).T, axis=1).max()
+    return float(distance), float(np.linalg.norm(first[:3, :3], axis=0)[: len(shape)].min())
+
+
+def _find_shared(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[str]:
+    """Yield a fault for every patient and every path that is in more than one list."""
+    patients: dict[str, set[str]] = {}
+    for split, item in entries:
+        if item.get("case"):
+            patients.setdefault(str(item["case"]), set()).add(split)
+    for patient, splits in patients.items():
+        if len(splits) > 1:
+            yield f'patient "{patient}" is in {_join(splits)}, expected in one list only'
+    for path, splits in _splits_by_path(entries).items():
+        if len(splits) > 1:
+            yield f"{path}: is in {_join(splits)}, expected in one list only"
+
+
+def _find_copies(entries: Sequence[tuple[str, Mapping[str, Any]]], reports: Mapping[str, _FileReport]) -> Iterator[str]:
+    """Yield a fault for every file content that is in more than one list under different paths."""
+    contents: dict[str, dict[str, str]] = {}
+    for path, splits in _splits_by_path(entries).items():
+        if len(splits) == 1 and reports[path].digest:
+            contents.setdefault(reports[path].digest, {}).setdefault(next(iter(splits)), path)
+    for copies in contents.values():
+        if len(copies) > 1:
+            named = ", ".join(f"{path} ({split})" for split, path in copies.items())
+            yield f"byte for byte the same file is in {_join(copies)}: {named}"
+
+
+def _splits_by_path(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, set[str]]:
+    """Return the lists that each path is in."""
+    paths: dict[str, set[str]] = {}
+    for split, item in entries:
+        for key in ("image", "label"):
+            paths.setdefault(os.fspath(item[key]), set()).add(split)
+    return paths
+
+
+def _join(splits: Sequence[str] | set[str] | Mapping[str, Any]) -> str:
+    """Return the names of lists in their usual order."""
+    order = {split: index for index, split in enumerate(SPLITS)}
+    return " and ".join(sorted(splits, key=lambda split: (order.get(split, len(order)), split)))
+
+
+def _combine_digests(reports: Mapping[str, _FileReport]) -> str:
+    """Return one digest of all files that could be read, by relative name and content."""
+    resolved = {os.path.abspath(path): report.digest for path, report in reports.items() if report.digest}
+    if not resolved:
+        return hashlib.sha256().hexdigest()
+    root = os.path.commonpath([os.path.dirname(path) for path in resolved])
+    names = {Path(path).relative_to(root).as_posix(): digest for path, digest in resolved.items()}
+    return hashlib.sha256("".join(f"{name}\0{names[name]}\n" for name in sorted(names)).encode()).hexdigest()

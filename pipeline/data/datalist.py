@@ -1,0 +1,338 @@
+"""Which files make a data set: a Medical Decathlon JSON, folders of volumes, or folders of slices."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.checks import SPLITS, DataError, find_faults
+
+__all__ = ["IMAGE_SUFFIXES", "Cases", "load_cases", "name_of"]
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".npy", ".nrrd", ".mha", ".mhd")
+"""Files that count as images in folders; others are left aside, with a word in the log."""
+
+DATALIST_NAMES = ("datalist.json", "dataset.json")
+"""Names under which a datalist is looked for in the data set's folder."""
+
+VOLUME_FOLDERS = {
+    "training": ("imagesTr", "labelsTr"),
+    "validation": ("imagesVal", "labelsVal"),
+    "test": ("imagesTs", "labelsTs"),
+}
+"""Folders of images and labels per list, in the naming of the Medical Segmentation Decathlon."""
+
+SLICE_FOLDERS = {"training": "train", "validation": "val", "test": "test"}
+"""How the names of the folders that hold A/ and B/ start, per list (the layout of the RegGAN authors)."""
+
+CHANNEL_SUFFIX = "_0000"
+"""What nnU-Net appends to the name of a case's first image."""
+
+
+class Cases(dict[str, list[dict[str, str]]]):
+    """The three lists of a data set, ``{"training": [...], "validation": [...], "test": [...]}``.
+
+    Each item is ``{"image": path, "label": path, "case": patient}``.
+
+    Attributes:
+        digest: SHA-256 over names and contents of all files (see `check_cases`); None if the files were not checked.
+    """
+
+    digest: str | None = None
+
+
+def load_cases(
+    dataset_dir: str | os.PathLike[str],
+    datalist: str | os.PathLike[str] | None = None,
+    validation_fraction: float = 0.2,
+    seed: int = 0,
+    patient_pattern: str | None = None,
+    check: bool = True,
+) -> Cases:
+    """List a data set's pairs, by patient, and make sure that they can be trained on.
+
+    The pairs come from the first of these that is there:
+
+    1. ``datalist``, a JSON file with lists ``training``, ``validation`` and ``test`` of ``{"image": path, "label":
+       path}`` and, optionally, ``"patient"``. Paths are relative to ``dataset_dir``, or else to the JSON's folder;
+    2. ``datalist.json`` or ``dataset.json`` in ``dataset_dir``, likewise;
+    3. folders ``imagesTr labelsTr imagesVal labelsVal imagesTs labelsTs``, paired by file name (an image may carry
+       nnU-Net's ``_0000``);
+    4. folders ``train/A train/B val/A ...`` of slices, paired by file name (also ``train2D`` and the like).
+
+    A patient is the datalist's ``"patient"``, or what ``patient_pattern`` finds in the image's file name, or else the
+    file itself: its name in folders of volumes, its path elsewhere. Without a validation list, whole patients are moved
+    there from training. The validation and the test list may be absent; a missing test list stays empty.
+
+    Args:
+        dataset_dir: folder of the data set.
+        datalist: JSON file; looked for as given and within ``dataset_dir``.
+        validation_fraction: share of the training patients that becomes the validation list where there is none, in
+            (0, 1); at least one patient moves and one stays.
+        seed: decides which patients move.
+        patient_pattern: regular expression with one group that reads the patient from an image's file name, such as
+            ``"(BraTS18_[^_]*_[^_]*_[0-9]*)"``. Needed for slices, of which a patient has many.
+        check: whether to read every file and look for faults (see `check_cases`).
+
+    Returns:
+        The three lists, with the digest of the data.
+
+    Raises:
+        DataError: anything is wrong with the list or the files; the message says all of it at once.
+        ValueError: ``validation_fraction`` or ``patient_pattern`` is unusable.
+    """
+    if not 0 < validation_fraction < 1:
+        raise ValueError(f"validation_fraction must lie in (0, 1), got {validation_fraction}")
+    pattern = _compile(patient_pattern)
+    root = Path(dataset_dir).expanduser()
+    if not root.is_dir():
+        raise DataError([f"dataset_dir {root} is no folder"])
+    cases, faults = _list_cases(root, datalist)
+    faults += _assign_patients(cases, pattern)
+    if cases["training"] and not cases["validation"]:
+        faults += _draw_validation(cases, validation_fraction, seed)
+    found, cases.digest = find_faults(cases, read_files=check)
+    faults += found
+    if faults:
+        raise DataError(faults)
+    logger.info("%s: %s", root, ", ".join(f"{len(cases[split])} {split} pairs" for split in SPLITS))
+    return cases
+
+
+def name_of(path: str | os.PathLike[str]) -> str:
+    """Return a file's name without folder and image suffix (``.nii.gz`` counts as one)."""
+    name = Path(path).name
+    suffix = next((suffix for suffix in IMAGE_SUFFIXES if name.lower().endswith(suffix)), Path(name).suffix)
+    return name[: len(name) - len(suffix)] if suffix else name
+
+
+def _compile(patient_pattern: str | None) -> re.Pattern[str] | None:
+    """Compile the pattern that reads a patient, checking that it has one group."""
+    if not patient_pattern:
+        return None
+    try:
+        pattern = re.compile(patient_pattern)
+    except re.error as error:
+        raise ValueError(f'patient_pattern "{patient_pattern}" is no regular expression: {error}') from error
+    if pattern.groups != 1:
+        raise ValueError(f'patient_pattern "{patient_pattern}" must have one group (...), got {pattern.groups}')
+    return pattern
+
+
+def _list_cases(root: Path, datalist: str | os.PathLike[str] | None) -> tuple[Cases, list[str]]:
+    """Find the layout and list it; returns the cases as far as they could be listed, and the faults."""
+    if datalist:
+        given = Path(datalist).expanduser()
+        found = next((path for path in (given, root / given) if path.is_file()), None)
+        if found is None:
+            return _no_cases(), [f"datalist {given}: no such file, neither as given nor in {root}"]
+        return _list_json(found, root)
+    has_volumes = any((root / folder).is_dir() for folders in VOLUME_FOLDERS.values() for folder in folders)
+    for path in (root / name for name in DATALIST_NAMES):
+        # nnU-Net's dataset.json describes the folders and lists nothing.
+        if path.is_file() and not (has_volumes and _lists_nothing(path)):
+            return _list_json(path, root)
+    if has_volumes:
+        return _list_volume_folders(root)
+    slice_folders = _find_slice_folders(root)
+    if any(slice_folders.values()):
+        return _list_slice_folders(root, slice_folders)
+    expected = f"{' or '.join(DATALIST_NAMES)}, folders imagesTr and labelsTr, or folders train/A and train/B"
+    return _no_cases(), [f"{root} holds no data set: expected {expected}"]
+
+
+def _no_cases() -> Cases:
+    """Return three empty lists."""
+    return Cases({split: [] for split in SPLITS})
+
+
+def _lists_nothing(path: Path) -> bool:
+    """Whether a JSON file is a well-formed object without any of the three lists."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(content, dict) and not any(isinstance(content.get(split), list) for split in SPLITS)
+
+
+def _list_json(path: Path, root: Path) -> tuple[Cases, list[str]]:
+    """List a Medical Decathlon JSON, going on behind each fault (MONAI's reader stops at the first)."""
+    cases = _no_cases()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        return cases, [f"{path}: line {error.lineno}, column {error.colno}: {error.msg}"]
+    except UnicodeDecodeError as error:
+        return cases, [f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})"]
+    if not isinstance(content, dict):
+        return cases, [f'{path}: expected an object with a list "training", got {_kind(content)}']
+    if "training" not in content:
+        keys = ", ".join(f'"{key}"' for key in content) or "nothing"
+        return cases, [f'{path}: expected a list "training", found {keys}']
+    faults = []
+    for split in SPLITS:
+        items = content.get(split, [])
+        if not isinstance(items, list):
+            faults.append(f'{path}: "{split}" must be a list, got {_kind(items)}')
+            continue
+        if split == "training" and not items:
+            faults.append(f'{path}: the list "training" is empty')
+        for index, item in enumerate(items):
+            problem = _entry_problem(item)
+            if problem:
+                faults.append(f"{path}: {split}[{index}] {problem}")
+            else:
+                cases[split].append(_entry(item, path.parent, root))
+    return cases, faults
+
+
+def _kind(value: Any) -> str:
+    """Return what JSON calls a value's type."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _entry_problem(item: Any) -> str | None:
+    """Return what is wrong with one entry of a JSON list, or None."""
+    if not isinstance(item, dict):
+        return f'must be {{"image": path, "label": path}}, got {_kind(item)} ({json.dumps(item)[:80]})'
+    for key in ("image", "label"):
+        if key not in item:
+            return f'has no "{key}"; it has {", ".join(item) or "nothing"}'
+        if not isinstance(item[key], str) or not item[key]:
+            return f'"{key}" must be one path, got {_kind(item[key])} ({json.dumps(item[key])[:80]})'
+    if not isinstance(item.get("patient"), str | int | None):
+        return f'"patient" must be a string, got {_kind(item["patient"])}'
+    return None
+
+
+def _entry(item: Mapping[str, Any], folder: Path, root: Path) -> dict[str, str]:
+    """Turn one entry of a JSON list into a case; without a patient, ``"fallback"`` says what stands for it."""
+    entry = {}
+    for key in ("image", "label"):
+        places = [Path(os.path.normpath(base / Path(item[key]).expanduser())) for base in (root, folder)]
+        entry[key] = str(next((place for place in places if place.exists()), places[0]))
+    if item.get("patient") not in (None, ""):
+        return {**entry, "case": str(item["patient"])}
+    # imagesTr/p1.nii.gz and imagesVal/p1.nii.gz are one patient, p1/T1.nii.gz and p2/T1.nii.gz are two.
+    given = PurePosixPath(Path(item["image"]).as_posix())
+    image_folders = {folders[0] for folders in VOLUME_FOLDERS.values()}
+    parts = [part for part in given.parts[:-1] if part not in image_folders and part != "."]
+    return {**entry, "fallback": "/".join([*parts, name_of(given)]).lstrip("/")}
+
+
+def _images_in(folder: Path) -> dict[str, Path]:
+    """Return the images of a folder by name without suffix, in order; of two with one name the last counts."""
+    paths = sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
+    images = [path for path in paths if path.name.lower().endswith(IMAGE_SUFFIXES)]
+    if len(images) < len(paths):
+        others = [path.name for path in paths if path not in images]
+        logger.warning("%s: %d files are no images and are left aside: %s", folder, len(others), ", ".join(others[:5]))
+    return {name_of(path): path for path in images}
+
+
+def _pair(image_dir: Path, label_dir: Path) -> tuple[list[tuple[str, Path, Path]], list[str]]:
+    """Pair two folders by file name; returns (name, image, label) and the faults."""
+    if not image_dir.is_dir() and not label_dir.is_dir():
+        return [], []
+    images, labels = _images_in(image_dir), _images_in(label_dir)
+    matched = {name: name if name in labels else name.removesuffix(CHANNEL_SUFFIX) for name in images}
+    pairs = [(name, images[image], labels[name]) for image, name in matched.items() if name in labels]
+    lonely_images = [images[image].name for image, name in matched.items() if name not in labels]
+    lonely_labels = [labels[name].name for name in labels if name not in set(matched.values())]
+    faults = []
+    if len(images) != len(labels):
+        faults.append(f"{image_dir} holds {len(images)} images and {label_dir} {len(labels)}, expected as many")
+    for folder, names, partner in ((image_dir, lonely_images, label_dir), (label_dir, lonely_labels, image_dir)):
+        if names:
+            faults.append(f"{folder}: no partner in {partner} for {', '.join(names)}")
+    return pairs, faults
+
+
+def _no_images(image_dir: Path, label_dir: Path) -> str:
+    """Return the fault of a training list without anything in it."""
+    return f"{image_dir} and {label_dir} hold no images ({' '.join(IMAGE_SUFFIXES)}), expected the training pairs"
+
+
+def _list_volume_folders(root: Path) -> tuple[Cases, list[str]]:
+    """List the folders imagesTr, labelsTr and so on; a file's name is its patient."""
+    cases, faults = _no_cases(), []
+    for split, (image_folder, label_folder) in VOLUME_FOLDERS.items():
+        pairs, problems = _pair(root / image_folder, root / label_folder)
+        cases[split] = [{"image": str(image), "label": str(label), "fallback": name} for name, image, label in pairs]
+        faults += problems
+        if split == "training" and not pairs and not problems:
+            faults.append(_no_images(root / image_folder, root / label_folder))
+    return cases, faults
+
+
+def _find_slice_folders(root: Path) -> dict[str, list[Path]]:
+    """Return, per list, the folders whose name starts with train, val or test and that hold A/ or B/."""
+    folders = sorted(path for path in root.iterdir() if (path / "A").is_dir() or (path / "B").is_dir())
+    return {
+        split: [folder for folder in folders if folder.name.lower().startswith(start)]
+        for split, start in SLICE_FOLDERS.items()
+    }
+
+
+def _list_slice_folders(root: Path, slice_folders: Mapping[str, Sequence[Path]]) -> tuple[Cases, list[str]]:
+    """List the folders train/A, train/B and so on; numbering restarts per folder, so names say nothing across lists."""
+    cases, faults = _no_cases(), []
+    for split, folders in slice_folders.items():
+        if len(folders) > 1:
+            faults.append(f"{root}: more than one folder for {split}: {', '.join(folder.name for folder in folders)}")
+        folder = folders[0] if folders else root / SLICE_FOLDERS[split]
+        pairs, problems = _pair(folder / "A", folder / "B")
+        cases[split] = [
+            {"image": str(image), "label": str(label), "fallback": f"{folder.name}/{name}"}
+            for name, image, label in pairs
+        ]
+        faults += problems
+        if split == "training" and not pairs and not problems:
+            faults.append(_no_images(folder / "A", folder / "B"))
+    return cases, faults
+
+
+def _assign_patients(cases: Cases, pattern: re.Pattern[str] | None) -> list[str]:
+    """Fill in ``"case"`` where the datalist does not give the patient; returns the faults."""
+    faults = []
+    for item in (item for split in SPLITS for item in cases[split] if "fallback" in item):
+        item["case"] = item.pop("fallback")
+        if pattern is None:
+            continue
+        match = pattern.search(Path(item["image"]).name)
+        if match and match.group(1):
+            item["case"] = match.group(1)
+        else:
+            faults.append(f'{item["image"]}: patient_pattern "{pattern.pattern}" finds no patient in the file name')
+    return faults
+
+
+def _draw_validation(cases: Cases, fraction: float, seed: int) -> list[str]:
+    """Move whole patients, drawn at random, from training to validation; returns the faults."""
+    patients = sorted({item["case"] for item in cases["training"]})
+    if len(patients) < 2:
+        return [
+            f'there is no validation list, and "{patients[0]}" is the only training patient: add a list "validation" '
+            "(or imagesVal and labelsVal, or val/A and val/B) or a second patient"
+        ]
+    if len(patients) == len(cases["training"]) and all(item["image"].endswith(".npy") for item in cases["training"]):
+        logger.warning(
+            "every slice counts as a patient of its own, so validation may show patients seen in training: "
+            "set patient_pattern if the file names tell the patient"
+        )
+    count = min(max(round(fraction * len(patients)), 1), len(patients) - 1)
+    drawn = {patients[i] for i in np.random.default_rng(seed).permutation(len(patients))[:count]}
+    cases["validation"] = [item for item in cases["training"] if item["case"] in drawn]
+    cases["training"] = [item for item in cases["training"] if item["case"] not in drawn]
+    logger.info("no validation list: %d of %d patients taken from training: %s", count, len(patients), sorted(drawn))
+    return []

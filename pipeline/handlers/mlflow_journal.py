@@ -1,0 +1,240 @@
+"""What a run has to say to MLflow, kept on disk until it has been sent.
+
+Below the output directory of a run:
+
+    mlflow_run.json                 the current run: its id, experiment and store
+    mlflow_unsent/<key>/run.json    the same, for each run that has something unsent
+    mlflow_unsent/<key>/000001.jsonl, 000002.jsonl, ...   the records, oldest first, one JSON object a line
+    mlflow_unsent/<key>.rejected.jsonl   what the store will never take, with its reasons; only if there is any
+
+The training thread appends records; the sending thread closes the segment at hand, sends the closed ones and deletes
+them. Records survive the death of the process, and a segment that was sent but not yet deleted is merely sent again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+if os.name == "nt":
+    import msvcrt
+else:
+    import fcntl
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "mlflow_run.json"
+UNSENT_FOLDER = "mlflow_unsent"
+HEADER_FILE = "run.json"
+LOCK_FILE = "lock"
+
+
+@dataclass
+class RunRecord:
+    """Which run of which store a journal belongs to.
+
+    Attributes:
+        tracking_uri: MLflow store, without user name and password.
+        experiment: name of the experiment.
+        artifact_location: where a newly made experiment keeps its artifacts; None leaves it to the store.
+        run_name: name of the run; None leaves it to MLflow.
+        key: unique name of the run on our side; known before the store has been reached.
+        start_time: milliseconds since the epoch.
+        run_id: MLflow's id of the run; None until the store has been reached.
+    """
+
+    tracking_uri: str
+    experiment: str
+    artifact_location: str | None = None
+    run_name: str | None = None
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    start_time: int = field(default_factory=lambda: int(time.time() * 1000))
+    run_id: str | None = None
+
+    @classmethod
+    def load(cls, path: Path) -> RunRecord | None:
+        """Reads a record; None where there is none, or none that can be read."""
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            logger.warning("%s is no record of an MLflow run and is left alone: %s", path, error)
+            return None
+
+    def save(self, path: Path) -> None:
+        """Writes the record beside and renames it, so that a reader never sees half of it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        beside.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        beside.replace(path)
+
+
+class ProcessLock:
+    """A lock on a file that ends with the process that holds it, however that dies.
+
+    Unlike ``flock``, which the `filelock` package uses, it is not inherited by forked children, so that the data loader
+    workers of a killed process do not hold on to it.
+
+    Args:
+        path: file to lock; made where it is missing.
+    """
+
+    _held: set[str] = set()
+    _guard = threading.Lock()
+
+    def __init__(self, path: Path) -> None:
+        self._name = os.path.abspath(path)
+        self._descriptor: int | None = None
+
+    def acquire(self) -> bool:
+        """Takes the lock if it is free; says whether it is ours now."""
+        with self._guard:  # the system's locks do not part the threads of one process
+            if self._name in self._held:
+                return False
+            descriptor = os.open(self._name, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                if os.name == "nt":
+                    msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+                else:
+                    fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(descriptor)
+                return False
+            self._held.add(self._name)
+            self._descriptor = descriptor
+            return True
+
+    def release(self) -> None:
+        """Gives the lock back."""
+        with self._guard:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
+                self._held.discard(self._name)
+
+
+class Journal:
+    """The unsent records of one run.
+
+    `append` is for the thread that trains, the other methods are for the one that sends.
+
+    Args:
+        folder: folder of this run's segments; made where it is missing.
+        record: the run, None to read it from the folder.
+        run_file: a second place to save the record to, beside the folder's own.
+
+    Raises:
+        BlockingIOError: another process, or another tracker of this one, is writing to the folder.
+        FileNotFoundError: ``record`` is None and the folder holds none.
+    """
+
+    def __init__(self, folder: Path, record: RunRecord | None = None, run_file: Path | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._lock = ProcessLock(folder / LOCK_FILE)
+        if not self._lock.acquire():
+            raise BlockingIOError(f"{folder} is in use by a run that is still going on")
+        # The folder's own record is the newer one: it is saved first.
+        known = RunRecord.load(folder / HEADER_FILE) or record
+        if known is None:
+            self._lock.release()
+            raise FileNotFoundError(f"{folder} holds no {HEADER_FILE}")
+        self.record = known
+        self._run_file = run_file
+        self._guard = threading.Lock()
+        self._segment: int | None = None  # descriptor of the open segment
+        self._count = max([int(path.stem) for path in self.segments()], default=0)
+        self.save_record()
+
+    def save_record(self) -> None:
+        """Writes the run's record, for instance once its id is known."""
+        self.record.save(self.folder / HEADER_FILE)
+        if self._run_file is not None:
+            self.record.save(self._run_file)
+
+    def append(self, kind: str, **content: Any) -> None:
+        """Adds a record.
+
+        Args:
+            kind: what the record says, see `pipeline.handlers.mlflow_sender.RunSender`.
+            **content: JSON values.
+
+        Raises:
+            OSError: the disk is full or cannot be written to.
+        """
+        line = json.dumps({"kind": kind, **content}) + "\n"
+        with self._guard:
+            if self._segment is None:
+                self._count += 1
+                path = self.folder / f"{self._count:06d}.jsonl"
+                self._segment = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            os.write(self._segment, line.encode())  # in one call: a killed process leaves whole lines behind
+
+    def segments(self) -> list[Path]:
+        """All segments, oldest first."""
+        return sorted(path for path in self.folder.glob("*.jsonl") if path.stem.isdigit())
+
+    def closed_segments(self) -> list[Path]:
+        """Closes the open segment and gives all segments, oldest first."""
+        with self._guard:
+            if self._segment is not None:
+                os.close(self._segment)
+                self._segment = None
+            return self.segments()
+
+    def reject(self, content: dict[str, Any], reason: str) -> None:
+        """Puts a value that the store will never take aside, so that it does not hold up the others."""
+        with self.folder.with_suffix(".rejected.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"reason": reason, **content}) + "\n")
+
+    def close(self) -> None:
+        """Lets go of the folder, and removes it if nothing in it is unsent."""
+        if not self.closed_segments():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            remove_empty(self.folder.parent)
+        self._lock.release()
+
+
+def remove_empty(folder: Path) -> None:
+    """Removes a folder if nothing is in it."""
+    try:
+        folder.rmdir()
+    except OSError:
+        logger.debug("%s stays: it is not empty", folder)
+
+
+def read_segment(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the records of a segment; lines that a crash of the machine cut short are left out."""
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        try:
+            yield json.loads(line)
+        except ValueError:
+            logger.warning("line %d of %s is damaged and left out", number, path)
+
+
+def leftovers(output_dir: Path, besides: str) -> list[Journal]:
+    """The journals of earlier runs in an output directory that are no longer written to.
+
+    Args:
+        output_dir: output directory of a run.
+        besides: key of the current run, left out.
+    """
+    journals = []
+    for folder in sorted((output_dir / UNSENT_FOLDER).glob("*")):
+        if folder.name == besides or not folder.is_dir():
+            continue
+        try:
+            journals.append(Journal(folder))
+        except (BlockingIOError, FileNotFoundError) as error:
+            logger.debug("%s is left alone: %s", folder, error)
+    return journals

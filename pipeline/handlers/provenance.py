@@ -1,0 +1,159 @@
+"""Where a run comes from: software, source code, data and settings, as plain strings."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = {"torch": "torch", "monai": "monai", "mlflow": "mlflow", "ignite": "pytorch-ignite", "numpy": "numpy"}
+GIT_TIMEOUT = 10.0  # seconds
+DIGEST_BLOCKS = 8
+DIGEST_BLOCK_SIZE = 64 * 1024  # bytes
+
+
+def environment(device: torch.device | None = None) -> dict[str, str]:
+    """Names the software and the machine.
+
+    Args:
+        device: where the networks are; the CPU if None.
+
+    Returns:
+        Versions of Python and the main packages, the operating system, the device and the command line.
+    """
+    device = device or torch.device("cpu")
+    found = {name: _version(package) for name, package in PACKAGES.items()}
+    found |= {"python": platform.python_version(), "os": platform.platform(), "device": str(device)}
+    if device.type == "cuda":
+        found |= {"device_name": torch.cuda.get_device_name(device), "cuda": str(torch.version.cuda)}
+    found["command"] = shlex.join(Path(word).name if n == 0 else word for n, word in enumerate(sys.orig_argv))
+    return found
+
+
+def git_state(source: Path) -> tuple[str, bool] | None:
+    """Finds the git commit that a source file belongs to.
+
+    Args:
+        source: a file that the repository tracks. A package that merely lies below somebody's checkout does not count.
+
+    Returns:
+        The commit and whether files differ from it; None outside a checkout or without git.
+    """
+    try:
+        _git(source.parent, "ls-files", "--error-unmatch", source.name)
+        return _git(source.parent, "rev-parse", "HEAD"), bool(_git(source.parent, "status", "--porcelain"))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def dataset_digest(files: Iterable[str | Path]) -> str:
+    """Computes a digest of a dataset that is cheap for large files too.
+
+    It covers the files' names below their common folder, their sizes, and blocks spread evenly over each file: all of
+    a file up to 512 KiB. The first and the last block are among them, so that a gzip file's checksum of its whole
+    content is covered.
+
+    Args:
+        files: the files, in any order; missing ones count as such.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    paths = sorted(Path(os.path.abspath(file)) for file in set(files))
+    root = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
+        for block in _blocks(path):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def case_files(dataset: Mapping[str, Sequence[Mapping[str, Any]]] | Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lists the image files of a dataset.
+
+    Args:
+        dataset: cases with ``image`` and ``label`` paths, as a list or as a dict of lists by split.
+    """
+    splits = dataset.values() if isinstance(dataset, Mapping) else [dataset]
+    return [str(case[key]) for split in splits for case in split for key in ("image", "label") if key in case]
+
+
+def flatten(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Flattens nested settings to strings.
+
+    Args:
+        settings: for instance a resolved configuration.
+
+    Returns:
+        Keys of nested values are joined by dots, positions in lists included; lists of plain values stay whole. An
+        object that is no plain value is told by its class.
+    """
+    return {key: redact(_text(value)) for key, value in _leaves("", settings)}
+
+
+def redact(text: str) -> str:
+    """Takes user names and passwords out of the addresses in a text."""
+    return re.sub(r"(\w://)[^/@\s]+@", r"\1***@", text)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def _git(folder: Path, *words: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=GIT_TIMEOUT
+    ).stdout.strip()
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    try:
+        size = path.stat().st_size
+        yield f"{size}\0".encode()
+        with path.open("rb") as file:
+            if size <= DIGEST_BLOCKS * DIGEST_BLOCK_SIZE:
+                yield file.read()
+                return
+            for number in range(DIGEST_BLOCKS):
+                file.seek(number * (size - DIGEST_BLOCK_SIZE) // (DIGEST_BLOCKS - 1))
+                yield file.read(DIGEST_BLOCK_SIZE)
+    except OSError:
+        yield b"missing\0"
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        children: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, (list, tuple)) and not all(_is_plain(item) for item in value):
+        children = enumerate(value)
+    else:
+        yield key, value
+        return
+    for name, child in children:
+        yield from _leaves(f"{key}.{name}" if key else str(name), child)
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int, float, Path, torch.device, torch.dtype))
+
+
+def _text(value: Any) -> str:
+    if _is_plain(value):
+        return str(value)
+    if isinstance(value, (list, tuple, Mapping)):
+        return str(list(value) if isinstance(value, tuple) else value)
+    return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -1,0 +1,407 @@
+"""Tells MLflow about a run, without slowing it down and without ever stopping it."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+
+from pipeline.handlers.exceptions import SigtermGuard, Terminated, on_exception
+from pipeline.handlers.losses import LossEvents
+from pipeline.handlers.mlflow_journal import RUN_FILE, UNSENT_FOLDER, Journal, RunRecord
+from pipeline.handlers.mlflow_sender import ERROR_TAG, RunSender, SendingThread, prepare_environment, sqlite_path
+from pipeline.handlers.provenance import case_files, dataset_digest, environment, flatten, git_state, redact
+
+logger = logging.getLogger(__name__)
+
+# MLflow's limits, in characters.
+KEY_LENGTH = 250
+PARAM_LENGTH = 6000
+TAG_LENGTH = 5000
+
+ARTIFACT_FOLDER = "mlartifacts"  # beside an SQLite store
+STATUSES = ("FINISHED", "FAILED", "KILLED")
+
+
+class MLflowTracker:
+    """Tells MLflow about a training run, or about any other piece of work.
+
+    Into one MLflow run go: the settings as parameters; each loss term (``train/<term>``) and learning rate
+    (``learning_rate/<optimizer>``) and validation metric (``val/<metric>``) by iteration, with ``epoch`` beside them;
+    software, machine, git commit and dataset digest as tags; files; and how it ended, FINISHED, FAILED (with the
+    error as a tag) or KILLED (Ctrl-C or SIGTERM).
+
+    All that is said is appended to a journal below ``output_dir`` (see `pipeline.handlers.mlflow_journal`), and a
+    thread sends it in batches. So no step waits for the store, which may even be gone: that is warned of once, and the
+    values are sent when it is back, at the end, or by the next run with this ``output_dir``.
+
+    Each run has an MLflow run of its own. Only ``resume=True`` continues one: the run named by ``mlflow_run.json`` in
+    ``output_dir``, if it is in the same store. Steps that a resumed run replays are not sent twice.
+
+    With an engine, call `attach`; without, call `start`, `log_metrics`, `log_artifact` and `close`. In distributed
+    training only the process of rank 0 tracks.
+
+    The MLflow variables in `pipeline.handlers.mlflow_sender.ENVIRONMENT_DEFAULTS` are set unless they are set already:
+    telemetry off, and short waits for a server that does not answer.
+
+    Args:
+        output_dir: output directory of the run.
+        tracking_uri: MLflow store, such as ``sqlite:////data/mlflow.db`` or ``http://host:5000``. None takes the
+            environment variable ``MLFLOW_TRACKING_URI``, and if that is not set ``default_store``. ``"none"`` or an
+            empty string turns tracking off.
+        default_store: store, or path of an SQLite file; ``mlflow.db`` in ``output_dir`` if None. The folder
+            ``mlartifacts`` beside an SQLite file takes its artifacts.
+        experiment_name: MLflow experiment, made if it is missing.
+        run_name: name of the run; MLflow makes one up if None.
+        params: settings, already resolved; nested ones get dotted names.
+        tags: more tags.
+        dataset: cases with ``image`` and ``label`` paths, in a list or in a dict of lists by split; their digest and
+            number become tags.
+        optimizers: name -> optimizer, for the learning rates.
+        evaluator: engine whose ``state.metrics`` are the validation metrics.
+        resume: whether the run is continued from a checkpoint.
+        artifacts: files and folders below ``output_dir`` to send, new and changed files at the end of each epoch and
+            at the end of the run.
+        send_interval: seconds between two deliveries to the store.
+        close_timeout: seconds that the end of the run waits for the last delivery.
+
+    Raises:
+        ValueError: the store is of a kind that cannot be used, or a duration is not positive.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        tracking_uri: str | None = None,
+        default_store: str | Path | None = None,
+        experiment_name: str = "reggan",
+        run_name: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, Any] | None = None,
+        dataset: Mapping[str, Sequence[Mapping[str, Any]]] | Sequence[Mapping[str, Any]] | None = None,
+        optimizers: Mapping[str, torch.optim.Optimizer] | None = None,
+        evaluator: Engine | None = None,
+        resume: bool = False,
+        artifacts: Sequence[str] = (),
+        send_interval: float = 5.0,
+        close_timeout: float = 60.0,
+    ) -> None:
+        for name, duration in (("send_interval", send_interval), ("close_timeout", close_timeout)):
+            if duration <= 0:
+                raise ValueError(f"{name} must be a positive number of seconds, got {duration}")
+        self.output_dir = Path(output_dir).resolve()
+        self._uri = resolve_tracking_uri(tracking_uri, default_store or self.output_dir / "mlflow.db")
+        self._experiment_name = experiment_name
+        self._run_name = run_name
+        self._params = dict(params or {})
+        self._tags = dict(tags or {})
+        self._dataset = dataset
+        self._optimizers = dict(optimizers or {})
+        self._evaluator = evaluator
+        self._resume = resume
+        self._artifacts = tuple(artifacts)
+        self._send_interval = send_interval
+        self._close_timeout = close_timeout
+        self._trainer: Engine | None = None
+        self._journal: Journal | None = None
+        self._thread: SendingThread | None = None
+        self._record: RunRecord | None = None
+        self._sigterm = SigtermGuard()
+        self._sent_files: dict[str, tuple[int, int]] = {}
+        self._write_failed = False
+
+    @property
+    def tracking_uri(self) -> str | None:
+        """The store, without user name and password; None if tracking is off."""
+        return None if self._uri is None else _without_credentials(self._uri)
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run; None until the store has been reached."""
+        return None if self._record is None else self._record.run_id
+
+    def attach(self, engine: Engine) -> None:
+        """Follows a trainer, whose losses a `pipeline.handlers.losses.LossCollector` gathers."""
+        if self._uri is None:
+            return
+        self._trainer = engine
+        engine.register_events(*LossEvents)
+        engine.add_event_handler(Events.STARTED, self._on_started)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._log_rates)
+        engine.add_event_handler(LossEvents.LOSSES_READY, self._log_losses)
+        if self._evaluator is not None:
+            self._evaluator.add_event_handler(Events.COMPLETED, self._log_validation)
+
+    def start(self) -> None:
+        """Begins the run; does nothing if it has begun or if tracking is off."""
+        if self._uri is None or self._journal is not None or idist.get_rank() != 0:
+            return
+        try:
+            self._journal, resumed = self._open_journal(self._uri)
+        except OSError as error:
+            logger.warning("this run is not tracked by MLflow: %s cannot be written to: %s", self.output_dir, error)
+            return
+        self._record = self._journal.record
+        prepare_environment()
+        if resumed:
+            self._say("resume")
+        self._say("params", values=_clean(flatten(self._params), PARAM_LENGTH))
+        sender = RunSender(self._journal, self._uri, self.output_dir)
+        self._thread = SendingThread(sender, self.output_dir, self._send_interval, self._describe)
+        self._thread.start()
+        self._sigterm.install()
+        atexit.register(self._close_at_exit)
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
+        """Logs numbers.
+
+        Args:
+            metrics: name -> number or tensor of one element; other values are left out.
+            step: step on MLflow's axis.
+        """
+        values = {name: [float(value)] for name, value in metrics.items() if _is_number(value)}
+        self._log_series([step], values)
+
+    def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
+        """Sends a file.
+
+        Args:
+            path: the file; a relative path is one below the output directory. It has to stay until it was sent.
+            folder: folder among the artifacts; its root if None.
+        """
+        self._say("artifact", path=str(path), folder=folder)
+
+    def log_tags(self, tags: Mapping[str, Any]) -> None:
+        """Sets tags."""
+        self._say("tags", values=_clean(flatten(tags), TAG_LENGTH))
+
+    def close(self, status: str = "FINISHED", error: BaseException | None = None) -> None:
+        """Ends the run; waits for the last delivery, but no longer than ``close_timeout``.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+            error: why it failed.
+
+        Raises:
+            ValueError: the status is none of these.
+        """
+        if status not in STATUSES:
+            raise ValueError(f"status must be one of {', '.join(STATUSES)}, got {status!r}")
+        if self._journal is None or self._thread is None:
+            return
+        if error is not None:
+            self.log_tags({ERROR_TAG: f"{type(error).__name__}: {error}"})
+        self._log_new_files()
+        self._say("end", status=status, time=_now())
+        # From here on the thread owns the journal.
+        thread, self._thread, self._journal = self._thread, None, None
+        atexit.unregister(self._close_at_exit)
+        try:
+            thread.close(self._close_timeout)
+        finally:
+            self._sigterm.remove()
+
+    def _open_journal(self, uri: str) -> tuple[Journal, bool]:
+        """The journal of the run to continue, or of a new one; and whether it continues one."""
+        run_file = self.output_dir / RUN_FILE
+        unsent = self.output_dir / UNSENT_FOLDER
+        record = RunRecord.load(run_file) if self._resume else None
+        if record is not None and record.tracking_uri != _without_credentials(uri):
+            logger.warning("the run to resume is tracked in %s, the rest of it in %s", record.tracking_uri, redact(uri))
+            record = None
+        if record is not None:
+            try:
+                return Journal(unsent / record.key, record, run_file), True
+            except BlockingIOError as error:
+                logger.warning("a new MLflow run is begun: %s", error)
+        database = sqlite_path(uri)
+        record = RunRecord(
+            tracking_uri=_without_credentials(uri),
+            experiment=self._experiment_name,
+            artifact_location=None if database is None else (database.parent / ARTIFACT_FOLDER).as_uri(),
+            run_name=self._run_name,
+        )
+        return Journal(unsent / record.key, record, run_file), False
+
+    def _describe(self) -> None:
+        """Tags the run with its origin; reads files and calls git, so it belongs into the thread."""
+        try:
+            parameters = [p for o in self._optimizers.values() for group in o.param_groups for p in group["params"]]
+            tags: dict[str, Any] = {
+                f"env.{name}": value
+                for name, value in environment(parameters[0].device if parameters else None).items()
+            }
+            state = git_state(Path(__file__).resolve())
+            if state is not None:
+                tags |= {"mlflow.source.git.commit": state[0], "git.commit": state[0], "git.dirty": state[1]}
+            if self._dataset is not None:
+                files = case_files(self._dataset)
+                tags |= {"dataset.digest": dataset_digest(files), "dataset.files": len(files)}
+            self.log_tags(tags | self._tags)
+        except Exception as error:
+            logger.warning("the origin of the run could not be told to MLflow: %s", error)
+
+    def _on_started(self, engine: Engine) -> None:
+        self.start()
+        # Only now, so that these come behind the handlers that write files at the same events.
+        if not engine.has_event_handler(self._on_completed, Events.COMPLETED):
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._on_epoch_completed)
+            engine.add_event_handler(Events.COMPLETED, self._on_completed)
+            engine.add_event_handler(Events.TERMINATE, self._on_terminate)
+            on_exception(engine, self._on_exception)
+
+    def _log_rates(self, engine: Engine) -> None:
+        rates = {}
+        for name, optimizer in self._optimizers.items():
+            groups = optimizer.param_groups
+            for number, group in enumerate(groups):
+                rates[f"learning_rate/{name}" + (f"/{number}" if len(groups) > 1 else "")] = group["lr"]
+        # Not state.iteration: a run resumed within an epoch has to say the same as one that was never cut.
+        self.log_metrics(rates, step=(engine.state.epoch - 1) * (engine.state.epoch_length or 0))
+
+    def _log_losses(self, engine: Engine) -> None:
+        recent = dict(engine.state.recent_losses)
+        steps = recent.pop("iteration")
+        self._log_series(steps, {f"train/{name}": values for name, values in recent.items()})
+
+    def _log_validation(self, evaluator: Engine) -> None:
+        step = self._trainer.state.iteration if self._trainer is not None else 0
+        self.log_metrics({f"val/{name}": value for name, value in evaluator.state.metrics.items()}, step)
+
+    def _on_epoch_completed(self, engine: Engine) -> None:
+        metrics = {f"train/{name}": value for name, value in engine.state.metrics.items()}
+        self.log_metrics(metrics | {"epoch": engine.state.epoch}, engine.state.iteration)
+        self._log_new_files()
+
+    def _on_completed(self, engine: Engine) -> None:
+        self.close("FINISHED")
+
+    def _on_terminate(self, engine: Engine) -> None:
+        if engine.should_terminate == "skip_completed":
+            self.close("FINISHED")
+
+    def _on_exception(self, engine: Engine, error: BaseException) -> None:
+        status = _status_of(error)
+        self.close(status, error if status == "FAILED" else None)
+
+    def _close_at_exit(self) -> None:
+        """Ends a run that nobody has ended."""
+        error = getattr(sys, "last_value", None)
+        if error is not None:
+            self.close(_status_of(error), error)
+        else:
+            self.close("FINISHED" if self._trainer is None else "KILLED")
+
+    def _log_new_files(self) -> None:
+        for name in self._artifacts:
+            top = self.output_dir / name
+            for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
+                if path.is_file() and not path.name.startswith("."):
+                    self._log_file_once(path)
+
+    def _log_file_once(self, path: Path) -> None:
+        relative = path.relative_to(self.output_dir)
+        status = path.stat()
+        if self._sent_files.get(str(relative)) == (status.st_mtime_ns, status.st_size):
+            return
+        self._sent_files[str(relative)] = (status.st_mtime_ns, status.st_size)
+        folder = relative.parent.as_posix()
+        self.log_artifact(relative.as_posix(), None if folder == "." else folder)
+
+    def _log_series(self, steps: list[int], values: Mapping[str, list[float]]) -> None:
+        if values:
+            cleaned = {clean_key(name): numbers for name, numbers in values.items()}
+            self._say("metrics", time=_now(), steps=steps, values=cleaned)
+
+    def _say(self, kind: str, **content: Any) -> None:
+        if self._journal is None:
+            return
+        try:
+            self._journal.append(kind, **content)
+        except OSError as error:
+            if not self._write_failed:
+                self._write_failed = True
+                logger.warning("values for MLflow are lost: %s cannot be written to: %s", self._journal.folder, error)
+
+
+def resolve_tracking_uri(tracking_uri: str | None, default_store: str | Path) -> str | None:
+    """Decides where to track.
+
+    Args:
+        tracking_uri: see `MLflowTracker`.
+        default_store: store, or path of an SQLite file.
+
+    Returns:
+        MLflow store, with an absolute path if it is an SQLite file; None if tracking is off.
+
+    Raises:
+        ValueError: MLflow cannot keep runs there.
+    """
+    uri = str(tracking_uri if tracking_uri is not None else os.environ.get("MLFLOW_TRACKING_URI") or default_store)
+    if uri.strip().lower() in ("", "none"):
+        return None
+    if tracking_uri is None and uri == str(default_store) and "://" not in uri:
+        uri = f"sqlite:///{Path(uri).resolve()}"
+    if uri == "databricks":
+        return uri
+    if "://" not in uri or urlsplit(uri).scheme == "file":
+        raise ValueError(
+            "tracking_uri must be a database or a server, such as sqlite:////folder/mlflow.db or http://host:5000, "
+            f"got {uri!r}: MLflow no longer keeps runs in plain folders"
+        )
+    if urlsplit(uri).scheme != "sqlite":
+        return uri
+    database = sqlite_path(uri)
+    if database is None or database.name in ("", ":memory:"):
+        raise ValueError(f"tracking_uri must name an SQLite file, as in sqlite:////folder/mlflow.db, got {uri!r}")
+    query = uri.partition("?")[2]
+    return f"sqlite:///{database.resolve()}" + (f"?{query}" if query else "")
+
+
+def clean_key(name: str) -> str:
+    """Makes a key that MLflow takes: letters, digits, ``_ - . /`` and blanks, at most 250 characters, a plain path."""
+    key = "/".join(part for part in re.sub(r"[^\w\-./ ]", "_", str(name)).split("/") if part not in ("", ".", ".."))
+    if len(key) > KEY_LENGTH:
+        key = f"{key[: KEY_LENGTH - 9]}.{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    return key or "_"
+
+
+def _clean(values: Mapping[str, str], length: int) -> dict[str, str]:
+    return {
+        clean_key(key): value if len(value) <= length else value[: length - 3] + "..." for key, value in values.items()
+    }
+
+
+def _without_credentials(uri: str) -> str:
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) or (hasattr(value, "item") and getattr(value, "size", None) is not None and _one(value))
+
+
+def _one(value: Any) -> bool:
+    return (value.numel() if isinstance(value, torch.Tensor) else value.size) == 1
+
+
+def _status_of(error: BaseException) -> str:
+    return "KILLED" if isinstance(error, (KeyboardInterrupt, Terminated, GeneratorExit)) else "FAILED"
+
+
+def _now() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,91 @@
+"""Parts and checks that several networks share."""
+
+from __future__ import annotations
+
+from monai.networks.layers import Conv, Norm
+from torch import Tensor, nn
+
+LEAKY_RELU = ("LEAKYRELU", {"negative_slope": 0.2, "inplace": True})
+RELU = ("RELU", {"inplace": True})
+INSTANCE_NORM = "INSTANCE"
+
+
+def reflect_conv(spatial_dims: int, in_channels: int, out_channels: int, kernel_size: int) -> nn.Module:
+    """Build a size-preserving convolution with reflection padding.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: odd kernel width; every axis of the input must be longer than `kernel_size // 2`.
+
+    Returns:
+        A convolution from (B, in_channels, *spatial) to (B, out_channels, *spatial).
+    """
+    return Conv[Conv.CONV, spatial_dims](
+        in_channels, out_channels, kernel_size, padding=kernel_size // 2, padding_mode="reflect"
+    )
+
+
+class ResidualBlock(nn.Module):
+    """Two 3-wide reflection-padded convolutions with instance norm, added to their input.
+
+    No activation follows the sum. The generator and the registration network of RegGAN (arXiv 2110.06465) both use it.
+
+    Args:
+        spatial_dims: 2 or 3.
+        channels: channels of input and output.
+    """
+
+    def __init__(self, spatial_dims: int, channels: int) -> None:
+        super().__init__()
+        norm = Norm[Norm.INSTANCE, spatial_dims]
+        self.layers = nn.Sequential(
+            reflect_conv(spatial_dims, channels, channels, 3),
+            norm(channels),
+            nn.ReLU(inplace=True),
+            reflect_conv(spatial_dims, channels, channels, 3),
+            norm(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, channels, *spatial), at least 2 along every axis, to the same shape."""
+        return x + self.layers(x)
+
+
+def check_spatial_dims(spatial_dims: int) -> None:
+    """Raise ValueError unless `spatial_dims` is 2 or 3."""
+    if spatial_dims not in (2, 3):
+        raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims!r}")
+
+
+def check_counts(**counts: int) -> None:
+    """Raise ValueError unless every named value is an integer of at least 1."""
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {count!r}")
+
+
+def check_images(owner: str, images: Tensor, spatial_dims: int, channels: int, minimum_size: int, hint: str) -> None:
+    """Check a batch of images against what a network can take.
+
+    Args:
+        owner: name of the network, for the message.
+        images: the batch, expected as (B, channels, *spatial).
+        spatial_dims: expected number of spatial axes.
+        channels: expected number of channels.
+        minimum_size: smallest size along any spatial axis.
+        hint: what to do about images that are too small, for the message.
+
+    Raises:
+        ValueError: the number of axes, the channels or the size do not fit.
+    """
+    shape = tuple(images.shape)
+    if len(shape) != spatial_dims + 2 or shape[1] != channels:
+        axes = "height, width" if spatial_dims == 2 else "height, width, depth"
+        raise ValueError(f"{owner} expects images of shape (batch, {channels}, {axes}), got {shape}")
+    if min(shape[2:]) < minimum_size:
+        raise ValueError(
+            f"{owner} needs images of at least {minimum_size} along every spatial axis, got {shape[2:]}; "
+            f"use larger images or {hint}"
+        )

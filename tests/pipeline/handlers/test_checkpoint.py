@@ -1,0 +1,200 @@
+"""Checkpoints: a resumed run equals one that never stopped, and files that do not fit are refused."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from monai.data import DataLoader, Dataset
+
+from pipeline.engines import PrepareBatch, TranslationTrainer, linear_decay
+from pipeline.handlers.checkpoint import (
+    CheckpointError,
+    CheckpointHandler,
+    load_baselines,
+    load_checkpoint,
+    load_network,
+    trained_size,
+)
+from pipeline.handlers.seeding import EpochSeed
+from pipeline.networks import ResNetGenerator
+from pipeline.translators import CycleGANTranslator
+from transforms import RandDeformationNoised
+
+WEIGHTS = {"adversarial": 1.0, "correction": 20.0, "smoothness": 10.0}
+
+
+def make_run(make_translator, folder, *, resume=False, max_epochs=4, num_workers=0, size=6, seed=3, epoch_length=None):
+    torch.manual_seed(0)
+    pairs = [{"image": torch.rand(1, 32, 32) * 2 - 1, "label": torch.rand(1, 32, 32) * 2 - 1} for _ in range(size)]
+    loader = DataLoader(
+        Dataset(pairs), batch_size=2, shuffle=True, num_workers=num_workers, generator=torch.Generator()
+    )
+    translator = make_translator()
+    translator.describe_data((0.0, 1000.0), (32, 32))
+    g = torch.optim.Adam(translator.generator_parameters(), lr=1e-3)
+    d = torch.optim.Adam(translator.discriminator_parameters(), lr=1e-3)
+    noise = RandDeformationNoised(keys=("image", "label"), level=3)
+    handler = CheckpointHandler(
+        folder,
+        translator,
+        {"generator_optimizer": g, "discriminator_optimizer": d, "schedule": linear_decay(g, 4, 2), "nothing": None},
+        resume=resume,
+    )
+    trainer = TranslationTrainer(
+        "cpu",
+        max_epochs,
+        loader,
+        translator,
+        g,
+        d,
+        WEIGHTS,
+        prepare_batch=PrepareBatch(noise),
+        train_handlers=[EpochSeed(seed, loader, [noise]), handler],
+        epoch_length=epoch_length,
+    )
+    return trainer, translator
+
+
+def weights(folder, name="last.pt"):
+    return load_checkpoint(folder / "checkpoints" / name)
+
+
+def assert_same(first, second):
+    assert type(first) is type(second)
+    if isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_same(first[key], second[key])
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            assert_same(one, other)
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    else:
+        assert first == second
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resumed_equals_uninterrupted_bit_for_bit(make_translator, tmp_path, num_workers):
+    whole, _ = make_run(make_translator, tmp_path / "whole", num_workers=num_workers)
+    whole.run()
+    stopped, _ = make_run(make_translator, tmp_path / "parts", num_workers=num_workers)
+
+    def stop(engine):
+        if engine.state.epoch == 3 and engine.state.iteration % 3 == 2:  # in the middle of the third epoch
+            raise KeyboardInterrupt
+
+    from ignite.engine import Events
+
+    stopped.add_event_handler(Events.ITERATION_COMPLETED, stop)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    assert weights(tmp_path / "parts")["trainer"]["epoch"] == 2
+    torch.rand(7)  # whatever else drew in between
+    resumed, _ = make_run(make_translator, tmp_path / "parts", resume=True, num_workers=num_workers)
+    resumed.run()
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_resuming_a_finished_run_changes_nothing(make_translator, tmp_path):
+    make_run(make_translator, tmp_path, max_epochs=2)[0].run()
+    before = weights(tmp_path)
+    trainer, translator = make_run(make_translator, tmp_path, max_epochs=2, resume=True)
+    trainer.run()
+    assert trainer.state.epoch == 2
+    assert_same(before["network"], dict(translator.state_dict()))
+
+
+def test_model_file_is_what_inference_loads(make_translator, tmp_path):
+    trainer, translator = make_run(make_translator, tmp_path, max_epochs=1)
+    trainer.run()
+    source = torch.rand(1, 1, 32, 32)
+    for name in ("model.pt", "checkpoints/best.pt", "checkpoints/last.pt"):
+        served = load_network(make_translator({}, seed=9), tmp_path / name)
+        assert torch.equal(served(source), translator(source)), name
+    assert trained_size(tmp_path / "model.pt") == [32, 32]
+
+
+def test_leftovers_of_a_killed_writer_are_removed(make_translator, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "tmpabc").write_bytes(b"half")
+    make_run(make_translator, tmp_path, max_epochs=1)[0].run()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"none\.pt does not exist"):
+        load_checkpoint(tmp_path / "none.pt")
+
+
+def test_truncated_file_is_named(make_translator, tmp_path):
+    make_run(make_translator, tmp_path, max_epochs=1)[0].run()
+    path = tmp_path / "checkpoints" / "last.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"last\.pt cannot be read, it may be cut short"):
+        make_run(make_translator, tmp_path, resume=True)[0].run()
+
+
+def test_pickled_module_is_refused(tmp_path):
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "module.pt")
+    with pytest.raises(CheckpointError, match="objects other than tensors"):
+        load_checkpoint(tmp_path / "module.pt")
+
+
+def test_other_content_is_refused(tmp_path):
+    torch.save(torch.zeros(3), tmp_path / "tensor.pt")
+    with pytest.raises(CheckpointError, match="holds a Tensor, expected a dictionary"):
+        load_checkpoint(tmp_path / "tensor.pt")
+
+
+def test_other_widths_are_refused_naming_tensors(make_translator, tmp_path):
+    make_run(make_translator, tmp_path, max_epochs=1)[0].run()
+    wider = CycleGANTranslator({}, generator=partial(ResNetGenerator, filters=8, residual_blocks=1))
+    with pytest.raises(CheckpointError, match=r"generator\..*: file has \(4, .*network expects \(8, "):
+        load_network(wider, tmp_path / "model.pt")
+
+
+def test_checkpoint_of_another_mode_is_refused(make_translator, tmp_path):
+    make_run(make_translator, tmp_path, max_epochs=1)[0].run()
+    with pytest.raises(CheckpointError, match=r"unexpected: registration\."):
+        load_network(make_translator({"adversarial": 1.0}), tmp_path / "checkpoints" / "last.pt")
+
+
+def test_other_amount_of_data_is_refused(make_translator, tmp_path):
+    make_run(make_translator, tmp_path, max_epochs=1)[0].run()
+    with pytest.raises(CheckpointError, match="3 iterations per epoch, now there are 4"):
+        make_run(make_translator, tmp_path, resume=True, size=8)[0].run()
+
+
+def test_model_file_has_no_run_to_resume(make_translator, tmp_path):
+    make_run(make_translator, tmp_path, max_epochs=1)[0].run()
+    trainer, _ = make_run(make_translator, tmp_path / "other", max_epochs=1)
+    trainer.run()
+    with pytest.raises(CheckpointError, match=r"model\.pt lacks \['network', 'generator_optimizer'"):
+        CheckpointHandler(tmp_path, make_translator(), {"generator_optimizer": trainer.generator_optimizer}).restore(
+            trainer, tmp_path / "model.pt"
+        )
+
+
+def test_size_is_asked_for_where_the_file_does_not_say(make_translator, tmp_path):
+    torch.save(make_translator({}).state_dict(), tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="does not say at which image size"):
+        trained_size(tmp_path / "model.pt")
+
+
+def test_baseline_without_an_intensity_map_is_left_out(make_translator, tmp_path):
+    torch.save(make_translator({}).state_dict(), tmp_path / "model.pt")
+    assert set(load_baselines(tmp_path / "model.pt")) == {"source"}
+
+
+def test_interval_must_be_positive(make_translator, tmp_path):
+    with pytest.raises(ValueError, match="at least 1 epoch, got 0"):
+        CheckpointHandler(tmp_path, make_translator(), {}, interval=0)
+
+
+def test_loader_without_generator_is_refused():
+    with pytest.raises(ValueError, match="no generator"):
+        EpochSeed(0, torch.utils.data.DataLoader([1, 2]))

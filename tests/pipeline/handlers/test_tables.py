@@ -1,0 +1,183 @@
+"""Properties of the score tables and of what is written per case."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+
+from pipeline.handlers.files import replacing
+from pipeline.handlers.tables import (
+    CaseTable,
+    ScoreTable,
+    SummaryHandler,
+    markdown_table,
+    plain_table,
+    score_rows,
+    summarise,
+)
+
+METRICS = {
+    "psnr": 25.0,
+    "ssim": 0.9,
+    "nmae": 0.03,
+    "source_psnr": 15.5,
+    "source_ssim": 0.7,
+    "source_nmae": 0.1,
+    "intensity_map_psnr": 22.0,
+    "intensity_map_ssim": 0.8,
+    "intensity_map_nmae": 0.05,
+}
+CASES = [("a", 3), ("a", 4), ("b", 7)]
+
+
+def evaluate(output_dir: Path, details: dict[str, torch.Tensor], cases: list[tuple[str, int]] = CASES) -> None:
+    engine = Engine(lambda engine, batch: None)
+    CaseTable(output_dir).attach(engine)
+
+    @engine.on(Events.EPOCH_COMPLETED)
+    def finish(engine: Engine) -> None:
+        engine.state.metric_details, engine.state.case_ids = details, cases
+
+    engine.run([0])
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_replacing_leaves_the_old_file_when_writing_fails(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    with replacing(path) as beside:
+        beside.write_text("old")
+
+    def fail() -> None:
+        with replacing(path) as beside:
+            beside.write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_score_rows_set_the_prediction_beside_both_baselines():
+    rows = score_rows(METRICS)
+    assert [row[0] for row in rows] == ["", "prediction", "source as it is", "intensity map"]
+    assert rows[1][1:] == ["0.0300", "25.00", "0.9000"]
+    assert rows[3][1:] == ["0.0500", "22.00", "0.8000"]
+
+
+def test_score_rows_accept_tensors_and_show_what_is_missing():
+    rows = score_rows({"psnr": torch.tensor(20.0), "source_ssim": 0.5})
+    assert rows[1:] == [["prediction", "-", "20.00", "-"], ["source as it is", "-", "-", "0.5000"]]
+
+
+def test_plain_table_has_aligned_columns():
+    lines = plain_table(score_rows(METRICS)).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert set(lines[1]) == {"-", " "}
+
+
+def test_markdown_table_has_as_many_cells_in_each_row():
+    lines = markdown_table([["", "a|b"], ["x", "1"]]).splitlines()
+    assert lines == ["|  | a\\|b |", "| --- | ---: |", "| x | 1 |"]
+
+
+def test_table_says_what_is_gained_over_each_baseline():
+    text = ScoreTable(METRICS).text()
+    assert "Prediction against source as it is: +9.50 dB PSNR." in text
+    assert "Prediction against intensity map: +3.00 dB PSNR." in text
+    assert "| prediction |" in ScoreTable(METRICS).markdown()
+
+
+def test_table_claims_no_gain_from_values_that_are_not_finite():
+    assert ScoreTable({"psnr": math.inf, "source_psnr": math.inf}).gains() == []
+
+
+def test_csv_has_a_row_per_slice_and_a_column_per_metric(tmp_path):
+    evaluate(tmp_path, {"psnr": torch.tensor([20.0, 22.0, 30.0]), "source_psnr": torch.tensor([10.0, 11.0, 12.0])})
+    rows = read_csv(tmp_path / "cases.csv")
+    assert [(row["case"], int(row["slice"])) for row in rows] == CASES
+    assert [float(row["psnr"]) for row in rows] == [20, 22, 30]
+    assert list(rows[0]) == ["case", "slice", "psnr", "source_psnr"]
+
+
+def test_summary_counts_slices_and_patients_apart(tmp_path):
+    evaluate(tmp_path, {"psnr": torch.tensor([20.0, 22.0, 30.0])})
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["slices"]["psnr"] == pytest.approx({"mean": 24, "std": math.sqrt(56 / 3), "median": 22, "count": 3})
+    assert summary["patients"] == {"a": {"slices": 2, "psnr": 21}, "b": {"slices": 1, "psnr": 30}}
+    assert summary["over_patients"]["psnr"] == pytest.approx({"mean": 25.5, "std": 4.5, "median": 25.5, "count": 2})
+    assert summary["notes"] == []
+    assert "3 slices of 2 patients" in (tmp_path / "summary.md").read_text()
+
+
+def test_values_that_are_not_finite_stay_in_the_csv_and_are_noted_in_the_summary(tmp_path):
+    evaluate(tmp_path, {"psnr": torch.tensor([20.0, math.inf, math.nan]), "ssim": torch.tensor([0.5, 0.5, 0.8])})
+    assert [row["psnr"] for row in read_csv(tmp_path / "cases.csv")] == ["20.0", "inf", "nan"]
+    text = (tmp_path / "summary.json").read_text()
+    summary = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert summary["slices"]["psnr"] == {"mean": 20, "std": 0, "median": 20, "count": 1}
+    assert summary["patients"]["b"]["psnr"] is None
+    assert summary["over_patients"]["psnr"]["count"] == 1
+    assert len(summary["notes"]) == 1
+    assert "psnr: 2 of 3 values are not finite (1 infinite, 1 not a number)" in summary["notes"][0]
+    assert "Notes" in (tmp_path / "summary.md").read_text()
+
+
+def test_statistics_of_nothing_are_null():
+    summary = summarise(["a"], {"psnr": torch.tensor([math.inf]).numpy()})
+    assert summary["slices"]["psnr"] == {"mean": None, "std": None, "median": None, "count": 0}
+
+
+def test_wrong_number_of_values_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"metric psnr has values of shape \(2,\), expected one for each of 3 slices"):
+        evaluate(tmp_path, {"psnr": torch.tensor([1.0, 2.0])})
+
+
+def finished_trainer(handler: SummaryHandler, **state: object) -> Engine:
+    trainer = Engine(lambda engine, batch: None)
+    handler.attach(trainer)
+    for name, value in state.items():
+        setattr(trainer.state, name, value)
+    trainer.run([0], max_epochs=4)
+    return trainer
+
+
+def evaluator_with(metrics: dict[str, float]) -> Engine:
+    evaluator = Engine(lambda engine, batch: None)
+    evaluator.state.metrics = metrics
+    return evaluator
+
+
+def test_summary_is_printed_once_with_the_last_validation_and_all_places(capsys):
+    finished_trainer(SummaryHandler(evaluator_with(METRICS), {"checkpoint": "runs/a/last.pt", "MLflow": Path("m.db")}))
+    out = capsys.readouterr().out
+    assert out.count("Validation after epoch 4:") == 1
+    assert "intensity map" in out
+    assert "checkpoint: runs/a/last.pt" in out
+    assert "MLflow:     m.db" in out
+
+
+def test_summary_prefers_the_best_epoch(capsys):
+    handler = SummaryHandler(evaluator_with({"psnr": 20.0}), {})
+    finished_trainer(handler, best_epoch=2, best_metrics={"psnr": 21.0})
+    out = capsys.readouterr().out
+    assert "Validation after epoch 2, the best of 4:" in out
+    assert "21.00" in out
+    assert "20.00" not in out
+
+
+def test_summary_without_validation_still_names_the_places(capsys):
+    finished_trainer(SummaryHandler(None, {"checkpoint": "last.pt"}))
+    out = capsys.readouterr().out
+    assert "no validation was run" in out
+    assert "last.pt" in out

@@ -1,0 +1,39 @@
+"""Checks and parts that the networks share."""
+
+import pytest
+import torch
+
+from pipeline.networks.blocks import ResidualBlock, check_counts, check_images, check_spatial_dims
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_residual_block_adds_to_its_input(spatial_dims):
+    block = ResidualBlock(spatial_dims, 4)
+    image = torch.randn(2, 4, *(3,) * spatial_dims)
+    added = (block(image) - image).flatten(2)
+    # Instance norm comes last in what is added.
+    torch.testing.assert_close(added.mean(2), torch.zeros(2, 4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(added.var(2, correction=0), torch.ones(2, 4), atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("bad", [1, 4, "2"])
+def test_spatial_dims_outside_2_and_3_are_refused(bad):
+    with pytest.raises(ValueError, match=r"spatial_dims must be 2 or 3, got"):
+        check_spatial_dims(bad)
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1.5, True, "3", None])
+def test_counts_name_the_value_that_is_wrong(bad):
+    with pytest.raises(ValueError, match=r"filters must be an integer of at least 1, got"):
+        check_counts(layers=3, filters=bad)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (1, 8, 8), (1, 2, 8, 8), (1, 1, 8, 8, 8)])
+def test_image_shapes_are_checked(shape):
+    with pytest.raises(ValueError, match=r"Net expects images of shape \(batch, 1, height, width\), got \("):
+        check_images("Net", torch.zeros(shape), 2, 1, 4, "less")
+
+
+def test_small_images_are_refused_with_the_smallest_size_and_a_hint():
+    with pytest.raises(ValueError, match=r"at least 4 along every spatial axis, got \(8, 3\); use .* or fewer levels"):
+        check_images("Net", torch.zeros(1, 1, 8, 3), 2, 1, 4, "fewer levels")

@@ -1,0 +1,146 @@
+"""Folders, knobs and the resolved config."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from pipeline.bundle import RunFolder, check_knobs, device, flag, spatial_size
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("true", True), ("False", False), (True, True), (0, False), ("yes", True)]
+)
+def test_flag_reads_what_the_command_line_hands_over(value, expected):
+    assert flag("resume", value) is expected
+
+
+def test_flag_refuses_anything_else():
+    with pytest.raises(ValueError, match="resume must be true or false, got 'maybe'"):
+        flag("resume", "maybe")
+
+
+def test_device_auto_and_unknown():
+    assert device("auto").type in ("cpu", "cuda")
+    assert device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match=r"device must be .* got 'gpu'"):
+        device("gpu")
+
+
+@pytest.mark.parametrize(("value", "expected"), [(64, (64, 64)), ([64, 96], (64, 96))])
+def test_spatial_size(value, expected):
+    assert spatial_size(value) == expected
+
+
+@pytest.mark.parametrize("value", [0, [64], [64, -1], "64", [64.0, 64], True])
+def test_bad_spatial_size(value):
+    with pytest.raises(ValueError, match=r"spatial_size must be a positive whole number or 2 of them, got"):
+        spatial_size(value)
+
+
+def test_all_bad_knobs_are_said_at_once():
+    with pytest.raises(
+        ValueError, match=r"max_epochs must .* got 0; .*learning_rate must .* got -1; weights must .* got 3"
+    ) as caught:
+        check_knobs(max_epochs=0, batch_size=4, seed=1.5, learning_rate=-1, weights=3)
+    assert "seed must be a whole number of at least 0, got 1.5" in str(caught.value)
+    assert "batch_size" not in str(caught.value)
+
+
+def parse(config):
+    parser = ConfigParser(config)
+    parser.parse()
+    return parser
+
+
+def folder_config(tmp_path, **extra):
+    return {
+        "output_dir": str(tmp_path / "run"),
+        "noise_level": 3,
+        "noise": {"level": "@noise_level", "shared": "%noise_level"},
+        "rate": "$10 ** -3",
+        "folder": {"_target_": "pipeline.bundle.RunFolder", "output_dir": "@output_dir", "resume": False},
+        **extra,
+    }
+
+
+def test_config_is_written_whole_and_runs_by_itself(tmp_path):
+    config = folder_config(tmp_path)
+    parser = parse(config)
+    parser.get_parsed_content("rate")
+    folder = parser.get_parsed_content("folder")
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert written["noise"] == {"level": "@noise_level", "shared": 3}
+    assert written["rate"] == "$10 ** -3"
+    assert parse(written).get_parsed_content("noise::level") == 3
+    assert folder.parameters["rate"] == 10**-3
+    assert folder.parameters["noise.level"] == "@noise_level"
+
+
+def test_misspelt_knob_is_named(tmp_path):
+    parser = parse(folder_config(tmp_path, nosie_level=5))
+    with pytest.raises(RuntimeError) as caught:
+        parser.get_parsed_content("folder")
+    assert "unknown knob 'nosie_level': did you mean 'noise_level'?" in str(caught.value.__cause__)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_earlier_run_is_set_aside_whole(tmp_path):
+    RunFolder(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.pt").write_text("weights")
+    (tmp_path / "notes.txt").write_text("mine")
+    RunFolder(tmp_path)
+    kept = list((tmp_path / "previous").rglob("last.pt"))
+    assert [path.read_text() for path in kept] == ["weights"]
+    assert not (tmp_path / "checkpoints").exists()
+    assert (tmp_path / "notes.txt").exists()
+
+
+def test_resuming_keeps_everything(tmp_path):
+    RunFolder(tmp_path)
+    (tmp_path / "model.pt").write_text("weights")
+    assert RunFolder(tmp_path, resume=True).resume
+    assert (tmp_path / "model.pt").read_text() == "weights"
+
+
+def test_resuming_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"resume: .* holds no run"):
+        RunFolder(tmp_path / "typo", resume=True)
+    assert not (tmp_path / "typo").exists()
+
+
+def test_a_folder_serves_one_process(tmp_path):
+    folder = RunFolder(tmp_path)
+    script = f"from pipeline.bundle import RunFolder; RunFolder({str(tmp_path)!r})"
+    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert other.returncode == 1
+    assert f"output_dir {tmp_path} is in use by another running process" in other.stderr
+    assert folder.output_dir == tmp_path
+
+
+def test_command_line_ends_with_the_cause(tmp_path):
+    (tmp_path / "train.json").write_text(
+        json.dumps(
+            {
+                "imports": ["$import pipeline", "$import pipeline.bundle"],
+                "max_epochs": 1,
+                "initialize": [
+                    "$pipeline.bundle.explain_errors()",
+                    "$pipeline.bundle.check_knobs(max_epochs=@max_epochs)",
+                ],
+                "run": "$print('not reached')",
+            }
+        )
+    )
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "train.json", "--max_epochs", "-2"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    last = textwrap.dedent(result.stderr).strip().splitlines()[-1]
+    assert last == "error: max_epochs must be a whole number of at least 1, got -2"

@@ -1,0 +1,96 @@
+"""The three lists of dependencies agree, and the house keeps its floors."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+# Each package may import those below it in this list, and itself.
+FLOORS = [
+    {"transforms"},
+    {"pipeline.networks", "pipeline.losses", "pipeline.metrics", "pipeline.data", "pipeline.files"},
+    {"pipeline.translators"},
+    {"pipeline.engines", "pipeline.handlers", "pipeline.inference"},
+    {"pipeline.bundle"},
+]
+
+
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def requirements(lines):
+    parsed = [Requirement(line) for line in lines if not line.startswith("-")]
+    return {canonicalize_name(requirement.name): str(requirement.specifier) for requirement in parsed}
+
+
+def test_environment_yml_names_the_dependencies_of_pyproject():
+    entries = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    [pip] = [entry["pip"] for entry in entries if isinstance(entry, dict)]
+    assert requirements(pip) == requirements(project()["dependencies"])
+    assert "--constraint constraints.txt" in pip
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.13"])
+def test_constraints_pin_every_dependency_within_its_range(python):
+    environment = {**default_environment(), "python_version": python}
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate(environment):
+                name = canonicalize_name(requirement.name)
+                assert name not in pins, f"{name} is pinned twice for Python {python}"
+                pins[name] = requirement
+    dev = project()["optional-dependencies"]["dev"]
+    for line in project()["dependencies"] + dev:
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate(environment):
+            continue
+        [pin] = pins[canonicalize_name(requirement.name)].specifier
+        assert pin.operator == "=="
+        assert requirement.specifier.contains(pin.version), line
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def test_imports_run_downwards_only():
+    level = {name: index for index, names in enumerate(FLOORS) for name in names}
+    faults = []
+    for path in [*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("transforms/*.py")]:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        own = "transforms" if parts[0] == "transforms" else ".".join(parts[:2])
+        if own == "pipeline.__init__":
+            continue
+        for module in imports(path):
+            other = "transforms" if re.match(r"transforms(\.|$)", module) else ".".join(module.split(".")[:2])
+            if other in level and level[other] > level[own]:
+                faults.append(f"{path.relative_to(ROOT)} imports {module}")
+            if own == "transforms" and module.startswith("pipeline"):
+                faults.append(f"{path.relative_to(ROOT)} imports {module}")
+    assert not faults
+
+
+def test_every_room_is_on_a_floor():
+    rooms = {f"pipeline.{path.stem}" for path in (ROOT / "pipeline").iterdir() if not path.name.startswith("_")}
+    assert rooms <= set().union(*FLOORS)
