@@ -1,5 +1,7 @@
 """MONAI dictionary transforms of the bundle: intensity, resampling and synthetic deformation noise."""
 
+from transforms.deformation import MAX_NOISE_LEVEL, NOISE_KINDS, DeformationNoise, RandDeformationNoised
+from transforms.displacement import Deformation, deform, true_displacement
 from transforms.intensity import (
     WINDOW_KEY,
     RestoreIntensity,
@@ -20,7 +22,12 @@ from transforms.resampling import (
 )
 
 __all__ = [
+    "MAX_NOISE_LEVEL",
+    "NOISE_KINDS",
     "WINDOW_KEY",
+    "Deformation",
+    "DeformationNoise",
+    "RandDeformationNoised",
     "ResampleInPlane",
     "ResampleInPlaned",
     "RestoreIntensity",
@@ -31,7 +38,9 @@ __all__ = [
     "ScaleMRIntensityd",
     "ToVolume",
     "ToVolumed",
+    "deform",
     "extract_slices",
     "nonempty_slices",
     "stack_slices",
+    "true_displacement",
 ]

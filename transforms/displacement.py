@@ -170,7 +170,7 @@ def _check_image(image: torch.Tensor, deformation: Deformation) -> None:
         raise ValueError(f"image must have the shape (B, C, *spatial) in {dims}D, got {tuple(image.shape)}")
     if image.shape[0] != deformation.batch:
         raise ValueError(
-            f"there must be a deformation per image: {image.shape[0]} images, {deformation.batch} deformations"
+            f"there must be one deformation per image, got {deformation.batch} for {image.shape[0]} images"
         )
     if not image.is_floating_point():
         raise TypeError(f"image must be floating point to be resampled, got {image.dtype}")

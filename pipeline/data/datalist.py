@@ -230,26 +230,32 @@ def _entry(item: Mapping[str, Any], folder: Path, root: Path) -> dict[str, str]:
     return {**entry, "fallback": "/".join([*parts, name_of(given)]).lstrip("/")}
 
 
-def _images_in(folder: Path) -> dict[str, Path]:
-    """Return the images of a folder by name without suffix, in order; of two with one name the last counts."""
+def _images_in(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """Return the images of a folder by name without suffix, in order, and a fault for every name that two share."""
     paths = sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
     images = [path for path in paths if path.name.lower().endswith(IMAGE_SUFFIXES)]
     if len(images) < len(paths):
         others = [path.name for path in paths if path not in images]
         logger.warning("%s: %d files are no images and are left aside: %s", folder, len(others), ", ".join(others[:5]))
-    return {name_of(path): path for path in images}
+    by_name: dict[str, Path] = {}
+    faults = []
+    for path in images:
+        first = by_name.setdefault(name_of(path), path)
+        if first is not path:
+            faults.append(f"{folder}: {first.name} and {path.name} differ in the suffix only")
+    return by_name, faults
 
 
 def _pair(image_dir: Path, label_dir: Path) -> tuple[list[tuple[str, Path, Path]], list[str]]:
     """Pair two folders by file name; returns (name, image, label) and the faults."""
     if not image_dir.is_dir() and not label_dir.is_dir():
         return [], []
-    images, labels = _images_in(image_dir), _images_in(label_dir)
+    (images, image_faults), (labels, label_faults) = _images_in(image_dir), _images_in(label_dir)
     matched = {name: name if name in labels else name.removesuffix(CHANNEL_SUFFIX) for name in images}
     pairs = [(name, images[image], labels[name]) for image, name in matched.items() if name in labels]
     lonely_images = [images[image].name for image, name in matched.items() if name not in labels]
     lonely_labels = [labels[name].name for name in labels if name not in set(matched.values())]
-    faults = []
+    faults = image_faults + label_faults
     if len(images) != len(labels):
         faults.append(f"{image_dir} holds {len(images)} images and {label_dir} {len(labels)}, expected as many")
     for folder, names, partner in ((image_dir, lonely_images, label_dir), (label_dir, lonely_labels, image_dir)):

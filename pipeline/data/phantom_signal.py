@@ -19,6 +19,7 @@ SPIN_ECHO = {"repetition_time": 6000.0, "echo_time": 100.0}  # ms, T2-weighted
 
 _VARIATION_SPACING = 25.0  # mm, within-tissue variation of the relaxation times
 _BIAS_SPACING = 75.0  # mm, coil sensitivity
+_TRANSMIT_BIAS = 0.4  # SD of a contrast's own bias field relative to the shared one of the receiver coil
 _IRON_R2 = 6.0e-3  # 1/ms, extra transverse relaxation of the pallidum at 3 T
 _GAIN = 2000.0  # receiver gain: puts white matter at several hundred, as scanners do
 _SMALLEST_INTENSITY = 1e-3  # of a brain voxel, so that it is never taken for background
@@ -94,10 +95,12 @@ def make_images(
         inversion_recovery_signal(t1_map, t2_map, density, **INVERSION_RECOVERY),
         spin_echo_signal(t1_map, t2_map, density, **SPIN_ECHO),
     )
+    receive = grid.smooth_field(bias_rng, _BIAS_SPACING)[anatomy.mask]
     images = []
     for tissue_signal in by_tissue:
         gain = _GAIN * np.exp(tissue_rng.normal(0.0, 0.15))
-        sensitivity = np.exp(bias * grid.smooth_field(bias_rng, _BIAS_SPACING)[anatomy.mask])
+        transmit = _TRANSMIT_BIAS * grid.smooth_field(bias_rng, _BIAS_SPACING)[anatomy.mask]
+        sensitivity = np.exp(bias * (receive + transmit))
         signal = (anatomy.fractions * tissue_signal).sum(axis=0) * sensitivity
         white = np.average(tissue_signal[0], weights=anatomy.fractions[0])
         channels = noise * white * noise_rng.standard_normal((2, signal.size), dtype=np.float32)

@@ -1,1 +1,40 @@
 """Ignite handlers: progress, checkpoints, pictures, tables and MLflow."""
+
+from pipeline.handlers.checkpoint import (
+    CheckpointError,
+    CheckpointHandler,
+    load_baselines,
+    load_checkpoint,
+    load_network,
+    trained_size,
+)
+from pipeline.handlers.drawing import Sample, draw_translation
+from pipeline.handlers.exceptions import on_exception
+from pipeline.handlers.losses import LossCollector, LossEvents
+from pipeline.handlers.pictures import EvaluationPictures, PictureHandler
+from pipeline.handlers.progress import ProgressHandler
+from pipeline.handlers.seeding import EpochSeed
+from pipeline.handlers.tables import CaseTable, ScoreTable, SummaryHandler
+from pipeline.handlers.tracking import MLflowTracker
+
+__all__ = [
+    "CaseTable",
+    "CheckpointError",
+    "CheckpointHandler",
+    "EpochSeed",
+    "EvaluationPictures",
+    "LossCollector",
+    "LossEvents",
+    "MLflowTracker",
+    "PictureHandler",
+    "ProgressHandler",
+    "Sample",
+    "ScoreTable",
+    "SummaryHandler",
+    "draw_translation",
+    "load_baselines",
+    "load_checkpoint",
+    "load_network",
+    "on_exception",
+    "trained_size",
+]

@@ -14,6 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from pipeline.handlers.files import replacing
+from pipeline.metrics.image import BACKGROUND_TOLERANCE
 
 PANEL_WIDTH = 1.8  # inches
 LEFT, RIGHT, GAP, CAPTION, HEADER, FOOTER = 0.5, 0.1, 0.05, 0.2, 0.3, 0.85  # inches
@@ -173,7 +174,7 @@ def _foreground_limit(samples: Sequence[Sample], columns: Sequence[_Column], kin
             content = column.content(sample)
             if column.kind == kind and content is not None:
                 magnitude = np.linalg.norm(content, axis=0) if kind == "field" else content
-                shown.append(magnitude[(sample.target > -1) & np.isfinite(magnitude)])
+                shown.append(magnitude[(sample.target > -1 + BACKGROUND_TOLERANCE) & np.isfinite(magnitude)])
     return float(np.percentile(np.concatenate(shown), PERCENTILE))
 
 

@@ -100,5 +100,5 @@ def _check_finite(recent: dict[str, list]) -> None:
             if not math.isfinite(values[row]):
                 raise FloatingPointError(
                     f"loss {name!r} is {values[row]} at iteration {iteration}; a finite number was expected. "
-                    "A lower learning_rate, or training without amp, often helps; also check the intensities of the data"
+                    "Often a lower learning_rate or training without amp helps; also check the intensities of the data"
                 )

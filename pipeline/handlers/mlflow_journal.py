@@ -23,7 +23,9 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pipeline.handlers.files import replacing
 
 if os.name == "nt":
     import msvcrt
@@ -72,11 +74,9 @@ class RunRecord:
             return None
 
     def save(self, path: Path) -> None:
-        """Writes the record beside and renames it, so that a reader never sees half of it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        beside.replace(path)
+        """Writes the record, in one piece."""
+        with replacing(path) as beside:
+            beside.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
 class ProcessLock:
@@ -89,7 +89,7 @@ class ProcessLock:
         path: file to lock; made where it is missing.
     """
 
-    _held: set[str] = set()
+    _held: ClassVar[set[str]] = set()
     _guard = threading.Lock()
 
     def __init__(self, path: Path) -> None:
@@ -144,17 +144,21 @@ class Journal:
         self._lock = ProcessLock(folder / LOCK_FILE)
         if not self._lock.acquire():
             raise BlockingIOError(f"{folder} is in use by a run that is still going on")
-        # The folder's own record is the newer one: it is saved first.
-        known = RunRecord.load(folder / HEADER_FILE) or record
-        if known is None:
-            self._lock.release()
-            raise FileNotFoundError(f"{folder} holds no {HEADER_FILE}")
-        self.record = known
         self._run_file = run_file
         self._guard = threading.Lock()
+        self._write_failed = False
         self._segment: int | None = None  # descriptor of the open segment
         self._count = max([int(path.stem) for path in self.segments()], default=0)
-        self.save_record()
+        try:
+            # The folder's own record is the newer one: it is saved first.
+            known = RunRecord.load(folder / HEADER_FILE) or record
+            if known is None:
+                raise FileNotFoundError(f"{folder} holds no {HEADER_FILE}")
+            self.record = known
+            self.save_record()
+        except OSError:
+            self._lock.release()
+            raise
 
     def save_record(self) -> None:
         """Writes the run's record, for instance once its id is known."""
@@ -163,22 +167,27 @@ class Journal:
             self.record.save(self._run_file)
 
     def append(self, kind: str, **content: Any) -> None:
-        """Adds a record.
+        """Adds a record; warns, once, if the disk does not take it.
 
         Args:
             kind: what the record says, see `pipeline.handlers.mlflow_sender.RunSender`.
             **content: JSON values.
-
-        Raises:
-            OSError: the disk is full or cannot be written to.
         """
         line = json.dumps({"kind": kind, **content}) + "\n"
-        with self._guard:
-            if self._segment is None:
-                self._count += 1
-                path = self.folder / f"{self._count:06d}.jsonl"
-                self._segment = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            os.write(self._segment, line.encode())  # in one call: a killed process leaves whole lines behind
+        try:
+            with self._guard:
+                self._write(line.encode())
+        except OSError as error:
+            if not self._write_failed:
+                self._write_failed = True
+                logger.warning("values for MLflow are lost: %s cannot be written to: %s", self.folder, error)
+
+    def _write(self, line: bytes) -> None:
+        if self._segment is None:
+            self._count += 1
+            path = self.folder / f"{self._count:06d}.jsonl"
+            self._segment = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.write(self._segment, line)  # in one call: a killed process leaves whole lines behind
 
     def segments(self) -> list[Path]:
         """All segments, oldest first."""

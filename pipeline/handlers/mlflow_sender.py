@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.handlers.mlflow_journal import Journal, leftovers, read_segment
+from pipeline.handlers.mlflow_rules import METRICS_PER_BATCH, PARAMS_AND_TAGS_PER_BATCH, sqlite_path
 
 logger = logging.getLogger(__name__)
 
 KEY_TAG = "reggan.key"  # finds a run whose creation was never confirmed to us
 ERROR_TAG = "error"
-
-# Limits of one log_batch call.
-METRICS_PER_BATCH = 1000
-PARAMS_AND_TAGS_PER_BATCH = 100
 
 ARTIFACT_TRIES = 3
 CLOSING_TRIES = 3
@@ -35,13 +32,6 @@ ENVIRONMENT_DEFAULTS = {
 
 # The store understood the request and will never accept it; anything else may go better later.
 REJECTIONS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
-
-
-def sqlite_path(tracking_uri: str) -> Path | None:
-    """File of an SQLite store; None for any other store."""
-    if not tracking_uri.startswith("sqlite:///"):
-        return None
-    return Path(tracking_uri.removeprefix("sqlite:///").partition("?")[0])
 
 
 def prepare_environment() -> None:
@@ -163,7 +153,9 @@ class RunSender:
         new = {key: value for key, value in values.items() if key not in self._params}
         self._log_batches("params", [Param(key, value) for key, value in new.items()], PARAMS_AND_TAGS_PER_BATCH)
         # A parameter of a run can never change; a knob that was turned for the rest of the run is told by a tag.
-        self._send_tags({f"resumed.{key}": value for key, value in values.items() if self._params.get(key, value) != value})
+        self._send_tags(
+            {f"resumed.{key}": value for key, value in values.items() if self._params.get(key, value) != value}
+        )
         self._params.update(new)
 
     def _send_tags(self, values: dict[str, str]) -> None:

@@ -17,6 +17,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from pipeline.handlers.drawing import Sample, draw_translation
+from pipeline.metrics import foreground_mask, psnr
 from pipeline.translators import Translator
 
 SEED = 0  # of the pictures' own randomness
@@ -66,7 +67,7 @@ def batch_samples(batch: Mapping[str, Any]) -> list[Sample]:
 
     Args:
         batch: ``image``, ``label`` and ``pred`` (B, C, X, Y); ``intensity_map``, ``misaligned``, ``warped`` alike and
-            ``ddf`` (B, 2, X, Y) where there are any; ``case`` and ``slice``, B each.
+            ``ddf`` (B, 2, X, Y) and ``psnr`` (B,) where there are any; ``case`` and ``slice``, B each.
     """
 
     def image(key: str, index: int) -> np.ndarray:
@@ -86,6 +87,7 @@ def batch_samples(batch: Mapping[str, Any]) -> list[Sample]:
             misaligned=optional("misaligned", index),
             warped=optional("warped", index),
             ddf=image("ddf", index) if "ddf" in batch else None,
+            psnr=float(batch["psnr"][index]) if "psnr" in batch else None,
         )
         for index, case in enumerate(batch["case"])
     ]
@@ -174,6 +176,7 @@ class PictureHandler:
             key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in self._batch.items()
         }
         batch["pred"] = self.network(batch["image"])
+        batch["psnr"] = psnr(batch["pred"], batch["label"], data_range=2.0, mask=foreground_mask(batch["label"]))
         if getattr(self.network, "registration", None) is not None:
             fixed = batch["label"]
             if self.noise is not None:
@@ -244,7 +247,7 @@ class EvaluationPictures:
         samples = []
         for chosen in evenly_spread(len(self._samples), self.count):
             number, sample = self._samples[chosen]
-            psnr: dict[str, Any] = {name: float(values[number]) for name, values in known.items()}
-            samples.append(replace(sample, **psnr))
+            measured: dict[str, Any] = {name: float(values[number]) for name, values in known.items()}
+            samples.append(replace(sample, **measured))
         if samples:
             draw_translation(samples, self.path, f"{len(samples)} of {self._seen} evaluated slices")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 import ignite.distributed as idist
@@ -15,6 +15,8 @@ from pipeline.handlers.exceptions import on_exception
 from pipeline.handlers.losses import LossEvents
 
 LINES_PER_EPOCH = 10
+# A short bar and nothing superfluous: what does not fit a narrow terminal is cut off at the end.
+BAR = "{desc}{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left{postfix}"
 METRIC_FORMATS = {"psnr": "PSNR {:.2f} dB", "ssim": "SSIM {:.4f}", "nmae": "NMAE {:.4f}"}
 
 
@@ -70,9 +72,11 @@ class ProgressHandler:
 
     def _open(self, engine: Engine) -> None:
         state = engine.state
+        epoch = f"epoch {state.epoch}/{state.max_epochs}"
         if self._bar is None:
             stream = self.stream or sys.stderr
             self._bar = tqdm(
+                desc=epoch,
                 total=state.max_epochs * state.epoch_length if state.epoch_length else None,
                 initial=state.iteration,
                 file=stream,
@@ -81,12 +85,12 @@ class ProgressHandler:
                 dynamic_ncols=True,
                 # The mean rate of the run, not of the last iterations: the time left then includes validations.
                 smoothing=0,
-                unit="it",
+                bar_format=BAR,
             )
             self._losses = ""
             self._first, self._start = state.iteration, time.monotonic()
             self._last_line = self._start
-        self._bar.set_description(f"epoch {state.epoch}/{state.max_epochs}", refresh=False)
+        self._bar.set_description(epoch, refresh=False)
 
     def _step(self, engine: Engine) -> None:
         bar, length = self._bar, engine.state.epoch_length
@@ -109,8 +113,7 @@ class ProgressHandler:
         means = {name: sum(values) / len(values) for name, values in recent.items() if name != "iteration" and values}
         self._losses = ", ".join(f"{name} {mean:.4g}" for name, mean in means.items())
         if self._bar is not None and not self._bar.disable:
-            short = ", ".join(f"{_short(name)} {mean:.3g}" for name, mean in means.items())
-            self._bar.set_postfix_str(short, refresh=False)
+            self._bar.set_postfix_str(_short(means), refresh=False)
 
     def _show_metrics(self, trainer: Engine) -> None:
         found: dict[str, Any] = self.evaluator.state.metrics if self.evaluator is not None else {}
@@ -149,7 +152,10 @@ class ProgressHandler:
             self._bar = None
 
 
-def _short(name: str) -> str:
-    """``generator/adversarial`` as ``G adversarial``, since a bar has one line."""
-    owner, _, term = name.rpartition("/")
-    return f"{owner[:1].upper()} {term}".strip()
+def _short(losses: Mapping[str, float]) -> str:
+    """``{"generator/adversarial": 0.25, ...}`` as ``G advers 0.25 ...``, since a bar has one line."""
+    groups: dict[str, list[str]] = {}
+    for name, value in losses.items():
+        owner, _, term = name.rpartition("/")
+        groups.setdefault(owner[:1].upper(), []).append(f"{term[:6]} {value:.3g}")
+    return ", ".join(" ".join([owner, *terms]).strip() for owner, terms in groups.items())

@@ -116,7 +116,11 @@ def _version(package: str) -> str:
 
 def _git(folder: Path, *words: str) -> str:
     return subprocess.run(
-        ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=GIT_TIMEOUT
+        ["git", "--no-optional-locks", "-C", str(folder), *words],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=GIT_TIMEOUT,
     ).stdout.strip()
 
 

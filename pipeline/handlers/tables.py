@@ -94,7 +94,7 @@ class ScoreTable:
 
     def text(self) -> str:
         """Aligned for a console, with the gain over each baseline below."""
-        return "\n".join([plain_table(self.rows), *self.gains()])
+        return "\n".join([plain_table(self.rows), "", *self.gains()]).rstrip()
 
     def markdown(self) -> str:
         """As a Markdown table, with the gain over each baseline below."""
@@ -118,9 +118,9 @@ class CaseTable:
 
     - ``cases.csv``: one row per slice, with ``case``, ``slice`` and a column per metric and candidate (``psnr``,
       ``source_psnr``, ``intensity_map_psnr``, ...). Numbers that are not finite stay what they are: ``inf``, ``nan``.
-    - ``summary.json``: mean, standard deviation (of this set: divided by N), median and count of each metric over the
-      ``slices``; the ``patients``' means; the same statistics ``over_patients``, where each patient counts once.
-      JSON has no infinity: such values are left out, which ``notes`` says, and a statistic of nothing is null.
+    - ``summary.json``: mean, sample standard deviation, median and count of each metric over the ``slices``; the
+      ``patients``' means; the same statistics ``over_patients``, where each patient counts once. Values that are not
+      finite, which JSON cannot hold, are left out, and ``notes`` says so; what cannot be computed then is null.
     - ``summary.md``: the same to read.
 
     It reads ``engine.state.metric_details[name]``, a tensor (N,) each, and ``engine.state.case_ids``, a list of N
@@ -152,7 +152,7 @@ class CaseTable:
             writer = csv.writer(file)
             writer.writerow(["case", "slice", *columns])
             for row, (case, index) in enumerate(case_ids):
-                writer.writerow([case, index, *(float(values[row]) for values in columns.values())])
+                writer.writerow([case, index, *(f"{values[row]:.9g}" for values in columns.values())])
         summary = summarise([case for case, _ in case_ids], columns)
         with replacing(self.output_dir / "summary.json") as path:
             path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -207,7 +207,7 @@ def _statistics(values: np.ndarray) -> dict[str, Any]:
         return {"mean": None, "std": None, "median": None, "count": 0}
     return {
         "mean": float(finite.mean()),
-        "std": float(finite.std()),
+        "std": float(finite.std(ddof=1)) if finite.size > 1 else None,
         "median": float(np.median(finite)),
         "count": int(finite.size),
     }
@@ -223,7 +223,7 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
     slices = sum(patient["slices"] for patient in patients.values())
     parts = [
         "# Evaluation",
-        f"{slices} slices of {len(patients)} patients; mean ± standard deviation.",
+        f"Slices: {slices}. Patients: {len(patients)}. Given are mean ± standard deviation.",
         "## Over slices",
         markdown_table(_candidate_rows(summary["slices"], _mean_and_std)),
         "## Over patients",
@@ -238,7 +238,10 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
 
 
 def _mean_and_std(entry: Mapping[str, Any], form: str) -> str:
-    return MISSING if entry["mean"] is None else f"{entry['mean']:{form}} ± {entry['std']:{form}}"
+    if entry["mean"] is None:
+        return MISSING
+    spread = "" if entry["std"] is None else f" ± {entry['std']:{form}}"
+    return f"{entry['mean']:{form}}{spread}"
 
 
 def _patient_rows(patients: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

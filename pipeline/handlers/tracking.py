@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import atexit
-import hashlib
+import functools
 import logging
-import os
-import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import ignite.distributed as idist
 import torch
@@ -21,15 +18,19 @@ from ignite.engine import Engine, Events
 from pipeline.handlers.exceptions import SigtermGuard, Terminated, on_exception
 from pipeline.handlers.losses import LossEvents
 from pipeline.handlers.mlflow_journal import RUN_FILE, UNSENT_FOLDER, Journal, RunRecord
-from pipeline.handlers.mlflow_sender import ERROR_TAG, RunSender, SendingThread, prepare_environment, sqlite_path
+from pipeline.handlers.mlflow_rules import (
+    PARAM_LENGTH,
+    TAG_LENGTH,
+    clean_key,
+    clean_values,
+    resolve_tracking_uri,
+    sqlite_path,
+    without_credentials,
+)
+from pipeline.handlers.mlflow_sender import ERROR_TAG, RunSender, SendingThread, prepare_environment
 from pipeline.handlers.provenance import case_files, dataset_digest, environment, flatten, git_state, redact
 
 logger = logging.getLogger(__name__)
-
-# MLflow's limits, in characters.
-KEY_LENGTH = 250
-PARAM_LENGTH = 6000
-TAG_LENGTH = 5000
 
 ARTIFACT_FOLDER = "mlartifacts"  # beside an SQLite store
 STATUSES = ("FINISHED", "FAILED", "KILLED")
@@ -120,12 +121,11 @@ class MLflowTracker:
         self._record: RunRecord | None = None
         self._sigterm = SigtermGuard()
         self._sent_files: dict[str, tuple[int, int]] = {}
-        self._write_failed = False
 
     @property
     def tracking_uri(self) -> str | None:
         """The store, without user name and password; None if tracking is off."""
-        return None if self._uri is None else _without_credentials(self._uri)
+        return None if self._uri is None else without_credentials(self._uri)
 
     @property
     def run_id(self) -> str | None:
@@ -157,9 +157,10 @@ class MLflowTracker:
         prepare_environment()
         if resumed:
             self._say("resume")
-        self._say("params", values=_clean(flatten(self._params), PARAM_LENGTH))
+        self._say("params", values=clean_values(flatten(self._params), PARAM_LENGTH))
         sender = RunSender(self._journal, self._uri, self.output_dir)
-        self._thread = SendingThread(sender, self.output_dir, self._send_interval, self._describe)
+        describe = functools.partial(self._describe, self._journal)
+        self._thread = SendingThread(sender, self.output_dir, self._send_interval, describe)
         self._thread.start()
         self._sigterm.install()
         atexit.register(self._close_at_exit)
@@ -171,8 +172,8 @@ class MLflowTracker:
             metrics: name -> number or tensor of one element; other values are left out.
             step: step on MLflow's axis.
         """
-        values = {name: [float(value)] for name, value in metrics.items() if _is_number(value)}
-        self._log_series([step], values)
+        numbers = {name: _as_float(value) for name, value in metrics.items()}
+        self._log_series([step], {name: [number] for name, number in numbers.items() if number is not None})
 
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Sends a file.
@@ -185,7 +186,7 @@ class MLflowTracker:
 
     def log_tags(self, tags: Mapping[str, Any]) -> None:
         """Sets tags."""
-        self._say("tags", values=_clean(flatten(tags), TAG_LENGTH))
+        self._say("tags", values=clean_values(flatten(tags), TAG_LENGTH))
 
     def close(self, status: str = "FINISHED", error: BaseException | None = None) -> None:
         """Ends the run; waits for the last delivery, but no longer than ``close_timeout``.
@@ -218,7 +219,7 @@ class MLflowTracker:
         run_file = self.output_dir / RUN_FILE
         unsent = self.output_dir / UNSENT_FOLDER
         record = RunRecord.load(run_file) if self._resume else None
-        if record is not None and record.tracking_uri != _without_credentials(uri):
+        if record is not None and record.tracking_uri != without_credentials(uri):
             logger.warning("the run to resume is tracked in %s, the rest of it in %s", record.tracking_uri, redact(uri))
             record = None
         if record is not None:
@@ -228,14 +229,14 @@ class MLflowTracker:
                 logger.warning("a new MLflow run is begun: %s", error)
         database = sqlite_path(uri)
         record = RunRecord(
-            tracking_uri=_without_credentials(uri),
+            tracking_uri=without_credentials(uri),
             experiment=self._experiment_name,
             artifact_location=None if database is None else (database.parent / ARTIFACT_FOLDER).as_uri(),
             run_name=self._run_name,
         )
         return Journal(unsent / record.key, record, run_file), False
 
-    def _describe(self) -> None:
+    def _describe(self, journal: Journal) -> None:
         """Tags the run with its origin; reads files and calls git, so it belongs into the thread."""
         try:
             parameters = [p for o in self._optimizers.values() for group in o.param_groups for p in group["params"]]
@@ -249,7 +250,7 @@ class MLflowTracker:
             if self._dataset is not None:
                 files = case_files(self._dataset)
                 tags |= {"dataset.digest": dataset_digest(files), "dataset.files": len(files)}
-            self.log_tags(tags | self._tags)
+            journal.append("tags", values=clean_values(flatten(tags | self._tags), TAG_LENGTH))
         except Exception as error:
             logger.warning("the origin of the run could not be told to MLflow: %s", error)
 
@@ -293,14 +294,19 @@ class MLflowTracker:
             self.close("FINISHED")
 
     def _on_exception(self, engine: Engine, error: BaseException) -> None:
-        status = _status_of(error)
-        self.close(status, error if status == "FAILED" else None)
+        self._close_after(error)
+
+    def _close_after(self, error: BaseException) -> None:
+        if isinstance(error, (KeyboardInterrupt, Terminated, GeneratorExit)):
+            self.close("KILLED")
+        else:
+            self.close("FAILED", error)
 
     def _close_at_exit(self) -> None:
         """Ends a run that nobody has ended."""
         error = getattr(sys, "last_value", None)
         if error is not None:
-            self.close(_status_of(error), error)
+            self._close_after(error)
         else:
             self.close("FINISHED" if self._trainer is None else "KILLED")
 
@@ -322,85 +328,21 @@ class MLflowTracker:
 
     def _log_series(self, steps: list[int], values: Mapping[str, list[float]]) -> None:
         if values:
-            cleaned = {clean_key(name): numbers for name, numbers in values.items()}
-            self._say("metrics", time=_now(), steps=steps, values=cleaned)
+            named = {clean_key(name): numbers for name, numbers in values.items()}
+            self._say("metrics", time=_now(), steps=steps, values=named)
 
     def _say(self, kind: str, **content: Any) -> None:
-        if self._journal is None:
-            return
-        try:
+        if self._journal is not None:
             self._journal.append(kind, **content)
-        except OSError as error:
-            if not self._write_failed:
-                self._write_failed = True
-                logger.warning("values for MLflow are lost: %s cannot be written to: %s", self._journal.folder, error)
 
 
-def resolve_tracking_uri(tracking_uri: str | None, default_store: str | Path) -> str | None:
-    """Decides where to track.
-
-    Args:
-        tracking_uri: see `MLflowTracker`.
-        default_store: store, or path of an SQLite file.
-
-    Returns:
-        MLflow store, with an absolute path if it is an SQLite file; None if tracking is off.
-
-    Raises:
-        ValueError: MLflow cannot keep runs there.
-    """
-    uri = str(tracking_uri if tracking_uri is not None else os.environ.get("MLFLOW_TRACKING_URI") or default_store)
-    if uri.strip().lower() in ("", "none"):
+def _as_float(value: Any) -> float | None:
+    if isinstance(value, str):
         return None
-    if tracking_uri is None and uri == str(default_store) and "://" not in uri:
-        uri = f"sqlite:///{Path(uri).resolve()}"
-    if uri == "databricks":
-        return uri
-    if "://" not in uri or urlsplit(uri).scheme == "file":
-        raise ValueError(
-            "tracking_uri must be a database or a server, such as sqlite:////folder/mlflow.db or http://host:5000, "
-            f"got {uri!r}: MLflow no longer keeps runs in plain folders"
-        )
-    if urlsplit(uri).scheme != "sqlite":
-        return uri
-    database = sqlite_path(uri)
-    if database is None or database.name in ("", ":memory:"):
-        raise ValueError(f"tracking_uri must name an SQLite file, as in sqlite:////folder/mlflow.db, got {uri!r}")
-    query = uri.partition("?")[2]
-    return f"sqlite:///{database.resolve()}" + (f"?{query}" if query else "")
-
-
-def clean_key(name: str) -> str:
-    """Makes a key that MLflow takes: letters, digits, ``_ - . /`` and blanks, at most 250 characters, a plain path."""
-    key = "/".join(part for part in re.sub(r"[^\w\-./ ]", "_", str(name)).split("/") if part not in ("", ".", ".."))
-    if len(key) > KEY_LENGTH:
-        key = f"{key[: KEY_LENGTH - 9]}.{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-    return key or "_"
-
-
-def _clean(values: Mapping[str, str], length: int) -> dict[str, str]:
-    return {
-        clean_key(key): value if len(value) <= length else value[: length - 3] + "..." for key, value in values.items()
-    }
-
-
-def _without_credentials(uri: str) -> str:
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) or (hasattr(value, "item") and getattr(value, "size", None) is not None and _one(value))
-
-
-def _one(value: Any) -> bool:
-    return (value.numel() if isinstance(value, torch.Tensor) else value.size) == 1
-
-
-def _status_of(error: BaseException) -> str:
-    return "KILLED" if isinstance(error, (KeyboardInterrupt, Terminated, GeneratorExit)) else "FAILED"
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):  # NumPy's and PyTorch's words for "more than one element"
+        return None
 
 
 def _now() -> int:

@@ -39,17 +39,15 @@ class WeightedSum:
         """Add up the weighted terms.
 
         Args:
-            terms: named scalars. Terms without a weight are left out of the sum.
+            terms: named scalars, each with a weight.
 
         Returns:
             Scalar on the device of the terms, with their graph.
 
         Raises:
-            ValueError: when a term with a weight is missing, or when no weight is above 0.
+            ValueError: when there is no term, or one without a weight: it would have been computed for nothing.
         """
-        if not self.terms:
-            raise ValueError(f"a sum of losses needs a weight above 0, got the weights {self.weights}")
-        missing = [name for name in self.terms if name not in terms]
-        if missing:
-            raise ValueError(f"no loss term is called {', '.join(missing)}; known terms are {', '.join(sorted(terms))}")
-        return torch.stack([self.weights[name] * terms[name] for name in self.terms]).sum()
+        idle = [name for name in terms if name not in self.terms]
+        if idle or not terms:
+            raise ValueError(f"expected loss terms among {', '.join(self.terms)}, got {', '.join(terms) or 'none'}")
+        return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from monai.utils import convert_to_tensor
 from torch import nn
 
 from pipeline.metrics.image import foreground_mask
@@ -17,9 +19,9 @@ class IntensityMap(nn.Module):
     """The best map from source intensity to target intensity, voxel by voxel.
 
     For each of 256 bins of source intensity in [-1, 1] it holds the mean of the target intensities that were seen there
-    in training. No other map that is constant on these bins has a smaller squared error on the training pairs, so a network
-    that does not beat this one has learned nothing of anatomy. It is fitted to the voxels that are foreground in both
-    images; empty bins are interpolated between their neighbours; background becomes background.
+    in training. No other map that is constant on these bins has a smaller squared error on the training pairs, so a
+    network that does not beat this one has learned no more than a look-up. It is fitted to the voxels that are
+    foreground in both images; empty bins are interpolated between their neighbours; background becomes background.
 
     Args:
         bins: number of bins, at least 2.
@@ -49,8 +51,8 @@ class IntensityMap(nn.Module):
         """Fit to aligned training pairs.
 
         Args:
-            pairs: dictionaries with `image` (source) and `label` (target), tensors of one shape each, in [-1, 1]. A data
-                set of single images does as well as a loader of batches.
+            pairs: dictionaries with `image` (source) and `label` (target) of one shape, in [-1, 1]: a data set of
+                single images as well as a loader of batches.
 
         Returns:
             The map itself.
@@ -61,7 +63,7 @@ class IntensityMap(nn.Module):
         count = torch.zeros(self.bins, dtype=torch.float64)
         total = torch.zeros(self.bins, dtype=torch.float64)
         for pair in pairs:
-            source, target = torch.as_tensor(pair["image"]), torch.as_tensor(pair["label"])
+            source, target = (convert_to_tensor(pair[key], track_meta=False) for key in ("image", "label"))
             if source.shape != target.shape:
                 raise ValueError(
                     f"image and label must have one shape, got {tuple(source.shape)} and {tuple(target.shape)}"
@@ -70,10 +72,10 @@ class IntensityMap(nn.Module):
             index = self._bin(source[seen])
             count += torch.bincount(index, minlength=self.bins).cpu()
             total += torch.bincount(index, weights=target[seen].double(), minlength=self.bins).cpu()
-        filled = count > 0
+        bins, filled = np.arange(self.bins), count.numpy() > 0
         if not filled.any():
             raise ValueError("no pair has a voxel that is foreground in both images; an intensity map needs some")
-        self.values.copy_(_fill_gaps(total / count, filled))
+        self.values.copy_(torch.from_numpy(np.interp(bins, bins[filled], (total / count).numpy()[filled])))
         self.fitted = True
         return self
 
@@ -104,14 +106,3 @@ def _note_fitted(module: nn.Module, incompatible_keys: Any) -> None:
     """Take a loaded map for fitted, unless it was saved before it was."""
     if isinstance(module, IntensityMap):
         module.fitted = bool(module.values.isfinite().all())
-
-
-def _fill_gaps(values: torch.Tensor, filled: torch.Tensor) -> torch.Tensor:
-    """Interpolate linearly between filled bins; beyond the outermost their values go on."""
-    known = filled.nonzero()[:, 0]
-    index = torch.arange(len(values))
-    after = torch.searchsorted(known, index).clamp(max=len(known) - 1)
-    before = (torch.searchsorted(known, index, right=True) - 1).clamp(min=0)
-    left, right = known[before], known[after]
-    weight = ((index - left) / (right - left).clamp(min=1)).clamp(0, 1)
-    return torch.lerp(values[left], values[right], weight.to(values))

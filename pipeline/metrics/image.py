@@ -1,8 +1,8 @@
 """Image quality of a prediction against its target, one value per case.
 
-Definitions of Kong et al., NeurIPS 2021 (arXiv 2110.06465), on intensities in [-1, 1], so `data_range` is 2: NMAE and PSNR
-over the target's foreground, SSIM over the whole image. All functions take batches in 2D or 3D, return one value per image
-unreduced, keep to the device of their input, and never wait for it.
+Definitions of Kong et al., NeurIPS 2021 (arXiv 2110.06465), on intensities in [-1, 1], so that `data_range` is 2: NMAE
+and PSNR over the target's foreground, SSIM over the whole image. All functions take batches in 2D or 3D, return one
+value per image, stay on the device of their input, and never wait for it.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ def ssim(
     luminance = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
     structure = (2 * covariance + c2) / (var_x + var_y + c2)
     if mask is not None:
-        border = window // 2
-        mask = mask[(..., *[slice(border, -border)] * (pred.ndim - 2))]
+        inner = slice(window // 2, -(window // 2))
+        mask = mask[:, :, inner, inner] if pred.ndim == 4 else mask[:, :, inner, inner, inner]
     return _mean_over(luminance * structure, mask).to(torch.float32)
 
 

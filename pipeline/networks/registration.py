@@ -92,7 +92,8 @@ class RegistrationNet(nn.Module):
 
         Returns:
             Displacement field (B, spatial_dims, *spatial) in voxels, channel i along spatial axis i, pull-back: the
-            warped image takes its value at x from `moving` at x + ddf(x), as `monai.networks.blocks.Warp` does.
+            warped image takes its value at x from `moving` at x + ddf(x), as `monai.networks.blocks.Warp` does. Never
+            below single precision, also under autocast.
 
         Raises:
             ValueError: the shapes differ, have another number of axes or channels, or are below `minimum_size`.
@@ -113,7 +114,9 @@ class RegistrationNet(nn.Module):
         for decoder, skip in zip(self.decoders, reversed(skips), strict=True):
             x = F.interpolate(x, size=skip.shape[2:], mode=self.interpolation, align_corners=False)
             x = decoder(torch.cat((x, skip), dim=1))
-        return self.output(self.refine(x))
+        field = self.output(self.refine(x))
+        # Under mixed precision a warp would add whole-voxel positions in the field's type: half precision loses voxels.
+        return field.to(torch.promote_types(field.dtype, torch.float32))
 
     def _initialise(self) -> None:
         for name, parameter in self.named_parameters():

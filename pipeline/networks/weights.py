@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,15 +55,20 @@ class ImportedNetwork:
         """Number of single weights."""
         return sum(parameter.numel() for parameter in self.network.parameters())
 
-    def state_dict(self, target_window: tuple[float, float] = (-1.0, 1.0)) -> dict[str, Tensor]:
+    def state_dict(
+        self, target_window: tuple[float, float] = (-1.0, 1.0), image_size: Sequence[int] = ()
+    ) -> dict[str, Tensor]:
         """Return the weights under the names that they have in a translator.
 
         Args:
             target_window: physical values (low, high) that a generator's -1 and 1 stand for; the default leaves the
                 prediction in [-1, 1]. Unused for the other networks.
+            image_size: size in pixels of the images that a generator was trained on, up to three axes; unknown by
+                default.
 
         Returns:
-            Tensors named `<role>.<name in the network>`; for a generator also `target_window`, two values.
+            Tensors named `<role>.<name in the network>`; for a generator also `target_window`, two values, and
+            `trained_size`, three with zeros for what is not known.
 
         Raises:
             WeightsError: the window is not finite or not increasing.
@@ -74,6 +79,7 @@ class ImportedNetwork:
             if not (torch.isfinite(window).all() and window[0] < window[1]):
                 raise WeightsError(f"target window must be two finite values, low < high, got {target_window}")
             tensors["target_window"] = window
+            tensors["trained_size"] = torch.tensor([*image_size, 0, 0, 0][:3])
         return tensors
 
 
@@ -211,7 +217,12 @@ def _generator_settings(weights: list[Shape]) -> dict[str, Any]:
 
 
 def _discriminator_settings(weights: list[Shape]) -> dict[str, Any]:
-    return {"in_channels": weights[0][1], "filters": weights[0][0], "layers": max(1, len(weights) - 2)}
+    filters = weights[0][0]
+    # Count the doublings rather than the tensors: a long file of another network must not make the guess explode.
+    layers = 0
+    while layers + 1 < len(weights) and weights[layers + 1][:1] == (filters * 2 ** (layers + 1),):
+        layers += 1
+    return {"in_channels": weights[0][1], "filters": filters, "layers": max(1, layers)}
 
 
 def _registration_settings(weights: list[Shape]) -> dict[str, Any]:

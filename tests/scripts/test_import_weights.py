@@ -3,12 +3,16 @@
 import importlib.util
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from pipeline.handlers.checkpoint import load_network
 from pipeline.networks import PatchDiscriminator, RegistrationNet, ResNetGenerator
+from pipeline.networks.weights import import_state_dict
+from pipeline.translators import CycleGANTranslator
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "import_weights.py"
 
@@ -42,6 +46,7 @@ def test_each_network_is_converted_and_named(main, networks, tmp_path, capsys, r
     written = torch.load(out, weights_only=True)
     if role == "generator":
         assert written.pop("target_window").tolist() == [-1, 1]
+        assert written.pop("trained_size").tolist() == [0, 0, 0]
     expected = {f"{role}.{name}": tensor for name, tensor in networks[role].state_dict().items()}
     assert written.keys() == expected.keys()
     assert all(torch.equal(written[name], expected[name]) for name in expected)
@@ -54,7 +59,8 @@ def test_each_network_is_converted_and_named(main, networks, tmp_path, capsys, r
 
 def test_target_window_goes_with_a_generator(main, networks, tmp_path, capsys):
     out = tmp_path / "out.pt"
-    main([str(tmp_path / "generator.pth"), str(out), "--target-window", "-1000", "2000"])
+    main([str(tmp_path / "generator.pth"), str(out), "--target-window", "-1000", "2000", "--image-size", "96"])
+    assert torch.load(out, weights_only=True)["trained_size"].tolist() == [96, 96, 0]
     assert torch.load(out, weights_only=True)["target_window"].tolist() == [-1000, 2000]
     assert "-1 and 1 stand for -1000 and 2000" in capsys.readouterr().out
 
@@ -67,6 +73,7 @@ def test_target_window_goes_with_a_generator(main, networks, tmp_path, capsys):
         (["generator.pth", "taken.pt"], "taken.pt exists already; --force replaces it"),
         (["generator.pth", "out.pt", "--target-window", "5", "5"], "low < high, got"),
         (["discriminator.pth", "out.pt", "--target-window", "0", "5"], "belongs to a generator, but .* discriminator"),
+        (["discriminator.pth", "out.pt", "--image-size", "96"], "takes a positive number for a generator, got 96"),
         (["taken.pt", "out.pt"], "taken.pt is damaged"),
     ],
 )
@@ -92,3 +99,13 @@ def test_runs_from_anywhere_and_explains_itself(tmp_path):
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     for word in ("IN", "OUT", "--target-window", "--force", "generator.*"):
         assert word in finished.stdout
+
+
+def test_an_imported_generator_is_what_inference_loads(main, networks, tmp_path):
+    out = tmp_path / "out.pt"
+    main([str(tmp_path / "generator.pth"), str(out), "--image-size", "96"])
+    settings = import_state_dict(torch.load(tmp_path / "generator.pth", weights_only=True)).settings
+    translator = CycleGANTranslator({}, generator=partial(ResNetGenerator, **settings))
+    load_network(translator, out)
+    image = torch.rand(1, 1, 32, 32)
+    assert torch.equal(translator(image), networks["generator"](image))

@@ -74,7 +74,7 @@ def test_terminal_gets_a_bar_over_the_whole_training():
 
 
 def test_losses_are_the_mean_of_what_was_collected_last():
-    for stream, expected in ((io.StringIO(), "generator/adversarial 2"), (Terminal(), "G adversarial 2")):
+    for stream, expected in ((io.StringIO(), "generator/adversarial 2"), (Terminal(), "G advers 2")):
         trainer = make_trainer(ProgressHandler(stream=stream))
 
         @trainer.on(Events.ITERATION_COMPLETED(every=10))
@@ -140,11 +140,10 @@ def test_an_exception_closes_the_bar_and_is_raised():
 
 def test_a_second_run_starts_a_new_bar():
     stream = Terminal()
-    trainer = make_trainer(ProgressHandler(stream=stream), fail_at=7)
-    with pytest.raises(RuntimeError, match="no data"):
-        trainer.run(range(10), max_epochs=1)
-    trainer.state.epoch = trainer.state.iteration = 0
-    trainer.run(range(5), max_epochs=1, epoch_length=5)
+    trainer = make_trainer(ProgressHandler(stream=stream))
+    for _ in range(2):
+        trainer.run(range(5), max_epochs=1)
+    assert stream.getvalue().count("\n") == 2
     assert "5/5" in last_bar(stream)
 
 

@@ -113,19 +113,21 @@ def test_csv_has_a_row_per_slice_and_a_column_per_metric(tmp_path):
 def test_summary_counts_slices_and_patients_apart(tmp_path):
     evaluate(tmp_path, {"psnr": torch.tensor([20.0, 22.0, 30.0])})
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["slices"]["psnr"] == pytest.approx({"mean": 24, "std": math.sqrt(56 / 3), "median": 22, "count": 3})
+    assert summary["slices"]["psnr"] == pytest.approx({"mean": 24, "std": math.sqrt(28), "median": 22, "count": 3})
     assert summary["patients"] == {"a": {"slices": 2, "psnr": 21}, "b": {"slices": 1, "psnr": 30}}
-    assert summary["over_patients"]["psnr"] == pytest.approx({"mean": 25.5, "std": 4.5, "median": 25.5, "count": 2})
+    assert summary["over_patients"]["psnr"] == pytest.approx(
+        {"mean": 25.5, "std": math.sqrt(40.5), "median": 25.5, "count": 2}
+    )
     assert summary["notes"] == []
-    assert "3 slices of 2 patients" in (tmp_path / "summary.md").read_text()
+    assert "Slices: 3. Patients: 2." in (tmp_path / "summary.md").read_text()
 
 
 def test_values_that_are_not_finite_stay_in_the_csv_and_are_noted_in_the_summary(tmp_path):
     evaluate(tmp_path, {"psnr": torch.tensor([20.0, math.inf, math.nan]), "ssim": torch.tensor([0.5, 0.5, 0.8])})
-    assert [row["psnr"] for row in read_csv(tmp_path / "cases.csv")] == ["20.0", "inf", "nan"]
+    assert [row["psnr"] for row in read_csv(tmp_path / "cases.csv")] == ["20", "inf", "nan"]
     text = (tmp_path / "summary.json").read_text()
     summary = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert summary["slices"]["psnr"] == {"mean": 20, "std": 0, "median": 20, "count": 1}
+    assert summary["slices"]["psnr"] == {"mean": 20, "std": None, "median": 20, "count": 1}
     assert summary["patients"]["b"]["psnr"] is None
     assert summary["over_patients"]["psnr"]["count"] == 1
     assert len(summary["notes"]) == 1

@@ -102,6 +102,15 @@ def test_a_shift_is_recovered_along_its_axis(axis):
     assert field[0, 1 - axis][flank].mean().abs() < 1
 
 
+def test_field_is_single_precision_under_autocast():
+    moving, fixed = pair(16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        field = small()(moving, fixed)
+        warped = Warp()(moving, field)
+    assert field.dtype == torch.float32
+    torch.testing.assert_close(warped, moving, atol=2e-2, rtol=0)
+
+
 def test_exported_network_gives_the_same_field():
     network = small().eval()
     torch.nn.init.normal_(network.output.conv.weight)

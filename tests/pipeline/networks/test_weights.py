@@ -209,8 +209,10 @@ def test_half_precision_becomes_single():
 @pytest.mark.parametrize("make", [authors_generator, authors_discriminator, authors_registration])
 def test_names_are_those_of_a_translator(make):
     imported = import_state_dict(make())
-    tensors = imported.state_dict((-1000, 2000))
+    tensors = imported.state_dict((-1000, 2000), (256, 256))
     window = tensors.pop("target_window", None)
+    size = tensors.pop("trained_size", None)
+    assert size is None or size.tolist() == [256, 256, 0]
     assert (window is not None) == (imported.role == "generator")
     assert window is None or window.tolist() == [-1000, 2000]
     stripped = {name.removeprefix(f"{imported.role}."): tensor for name, tensor in tensors.items()}
@@ -246,9 +248,13 @@ def without(state, part):
             authors_discriminator() | {"model.8.weight": torch.zeros(64, 32, 3, 3)},
             r"tensor 7 of 10, 'model.8.weight', has shape \(64, 32, 3, 3\) where \(64, 32, 4, 4\) is expected",
         ),
+        (
+            {"patches": torch.zeros(96, 3, 4, 4)} | {f"layer{i}": torch.zeros(96) for i in range(300)},
+            "nearest is PatchDiscriminator .*tensor 3 of 301, 'layer1', has shape",
+        ),
         (authors_registration() | {"extra": torch.zeros(1)}, "there are 49 tensors where 48 are expected"),
         (without(authors_registration(), "up_2"), "nearest is RegistrationNet"),
-        (dict(sorted(authors_registration().items())), "nearest is"),
+        (dict(sorted(authors_registration().items())), "no known network"),
         (
             authors_generator() | {"model_head.1.bias": torch.full((8,), float("nan"))},
             "'model_head.1.bias' .* must hold finite floating-point values",

@@ -1,0 +1,93 @@
+"""What MLflow accepts: addresses of stores, and keys and values of runs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+# In characters.
+KEY_LENGTH = 250
+PARAM_LENGTH = 6000
+TAG_LENGTH = 5000
+
+# In entries of one log_batch call.
+METRICS_PER_BATCH = 1000
+PARAMS_AND_TAGS_PER_BATCH = 100
+
+
+def resolve_tracking_uri(tracking_uri: str | None, default_store: str | Path) -> str | None:
+    """Decides where to track.
+
+    Args:
+        tracking_uri: MLflow store. None takes the environment variable ``MLFLOW_TRACKING_URI``, and if that is not set
+            ``default_store``. ``"none"`` or an empty string turns tracking off.
+        default_store: store, or path of an SQLite file.
+
+    Returns:
+        MLflow store, with an absolute path if it is an SQLite file; None if tracking is off.
+
+    Raises:
+        ValueError: MLflow cannot keep runs there.
+    """
+    if tracking_uri is None:
+        default = str(default_store)
+        tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or (
+            default if "://" in default else f"sqlite:///{default}"
+        )
+    if tracking_uri.strip().lower() in ("", "none"):
+        return None
+    scheme = urlsplit(tracking_uri).scheme
+    if tracking_uri != "databricks" and ("://" not in tracking_uri or scheme == "file"):
+        raise ValueError(
+            "tracking_uri must be a database or a server, such as sqlite:////folder/mlflow.db or http://host:5000, "
+            f"got {tracking_uri!r}: MLflow no longer keeps runs in plain folders"
+        )
+    if scheme != "sqlite":
+        return tracking_uri
+    database = sqlite_path(tracking_uri)
+    if database is None or database.name in ("", ":memory:"):
+        raise ValueError(
+            f"tracking_uri must name an SQLite file, as in sqlite:////folder/mlflow.db, got {tracking_uri!r}"
+        )
+    _, mark, query = tracking_uri.partition("?")
+    return f"sqlite:///{database.resolve()}{mark}{query}"
+
+
+def sqlite_path(tracking_uri: str) -> Path | None:
+    """File of an SQLite store; None for any other store."""
+    if not tracking_uri.startswith("sqlite:///"):
+        return None
+    return Path(tracking_uri.removeprefix("sqlite:///").partition("?")[0])
+
+
+def without_credentials(tracking_uri: str) -> str:
+    """The address of a store without user name and password."""
+    parts = urlsplit(tracking_uri)
+    if "@" not in parts.netloc:
+        return tracking_uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def clean_key(name: str) -> str:
+    """Makes a key that MLflow takes: letters, digits, ``_ - . /`` and blanks, at most 250 characters, a plain path."""
+    parts = re.sub(r"[^\w\-./ ]", "_", name).split("/")
+    key = "/".join(part for part in parts if part not in ("", ".", "..")) or "_"
+    if len(key) > KEY_LENGTH:  # the digest keeps apart what only differs behind the cut
+        key = f"{key[: KEY_LENGTH - 9]}.{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    return key
+
+
+def clean_values(values: Mapping[str, str], length: int) -> dict[str, str]:
+    """Makes keys and values that MLflow takes.
+
+    Args:
+        values: key -> text.
+        length: longest text allowed; longer ones are cut and end in dots.
+    """
+    return {
+        clean_key(key): value if len(value) <= length else f"{value[: length - 3]}..." for key, value in values.items()
+    }

@@ -1,0 +1,245 @@
+"""Measure what a training step costs, what the loop around it adds, how fast data arrives, and how much memory it takes.
+
+Everything is measured side by side in one run, in turns, and reported as a ratio: machines are noisy. The plain schedule
+is the one of the RegGAN authors' code, built from the same networks: the generator runs again for the discriminator's
+step, and the discriminator's gradients are also computed in the generator's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from monai.bundle import ConfigParser
+from monai.data import DataLoader, Dataset, set_track_meta
+from monai.transforms import RandAffined
+
+from pipeline.engines import PrepareBatch, TranslationTrainer
+from pipeline.networks import PatchDiscriminator, RegistrationNet, ResNetGenerator
+from pipeline.translators import CycleGANTranslator
+from transforms import RandDeformationNoised
+
+CONFIG = Path(__file__).resolve().parent.parent / "bundles" / "reggan" / "configs" / "train.json"
+WEIGHTS = {"adversarial": 1.0, "correction": 20.0, "smoothness": 10.0}
+SCHEDULES = ("ours", "plain")
+
+
+def main() -> None:
+    """Run the benchmarks that were asked for and print their results as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="where to measure: cpu, cuda:0, ... (default: cpu)")
+    parser.add_argument("--size", type=int, default=256, help="image size in pixels (default: 256, the paper's)")
+    parser.add_argument("--steps", type=int, default=8, help="timed steps of each schedule (default: 8)")
+    parser.add_argument("--iterations", type=int, default=300, help="timed iterations of the loop (default: 300)")
+    parser.add_argument("--peak-memory", choices=SCHEDULES, help=argparse.SUPPRESS)  # what the child processes run
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    if args.peak_memory:
+        print(peak_memory(args.peak_memory, args.size, device))
+        return
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"Machine: {name}, {platform.machine()}; Python {platform.python_version()}, torch {torch.__version__}\n")
+    step = report_step(args.size, args.steps, device)
+    report_loop(args.iterations, device)
+    report_data(args.size, step, device)
+    report_memory(args.size, device)
+
+
+def make_step(schedule: str, size: int, device: torch.device) -> Callable[[], None]:
+    """One training step of the paper's networks on a fixed pair, as we do it or in the plain schedule."""
+    torch.manual_seed(0)
+    translator = CycleGANTranslator(
+        WEIGHTS, generator=ResNetGenerator, discriminator=PatchDiscriminator, registration=RegistrationNet
+    ).to(device)
+    settings: dict[str, Any] = {"lr": 1e-4, "betas": (0.5, 0.999), "weight_decay": 1e-4}
+    g = torch.optim.Adam(translator.generator_parameters(), **settings)
+    d = torch.optim.Adam(translator.discriminator_parameters(), **settings)
+    batch = {name: torch.rand(1, 1, size, size, device=device) * 2 - 1 for name in ("image", "label")}
+    if schedule == "ours":
+        trainer = TranslationTrainer(device, 1, [batch], translator, g, d, WEIGHTS)
+        return lambda: trainer._iteration(trainer, batch)
+
+    def plain() -> None:
+        g.zero_grad()
+        _, terms = translator.generator_terms(batch)
+        sum(WEIGHTS[name] * term for name, term in terms.items()).backward()
+        g.step()
+        d.zero_grad()
+        with torch.no_grad():
+            fake = translator.generator(batch["image"])
+        fake_score, real_score = translator.discriminator(fake), translator.discriminator(batch["label"])
+        ((fake_score**2).mean() + ((real_score - 1) ** 2).mean()).backward()
+        d.step()
+
+    return plain
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that the work takes, the device's queue included."""
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def in_turns(works: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Time each work once per round, after one round to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for round_ in range(rounds + 1):
+        for name, work in works.items():
+            seconds = timed(work, device)
+            if round_:
+                times[name].append(seconds)
+    return times
+
+
+def report_step(size: int, steps: int, device: torch.device) -> float:
+    """(a) One step against the plain schedule; returns the seconds of ours."""
+    times = in_turns({schedule: make_step(schedule, size, device) for schedule in SCHEDULES}, steps, device)
+    ours, plain = (statistics.median(times[schedule]) for schedule in SCHEDULES)
+    ratio = statistics.median(a / b for a, b in zip(times["ours"], times["plain"], strict=True))
+    print(f"(a) Step at {size}x{size}, batch 1: {1e3 * ours:.0f} ms, plain schedule {1e3 * plain:.0f} ms,")
+    print(f"    ratio {ratio:.3f} (median of {steps} pairs; goal: at most 0.82 on CPU)\n")
+    return ours
+
+
+def report_loop(iterations: int, device: torch.device) -> None:
+    """(b) What the Ignite loop with all default handlers adds to the bare step, on a step as small as can be."""
+    with tempfile.TemporaryDirectory() as folder:
+        parser = tiny_training(Path(folder), iterations, device)
+        for expression in range(len(parser["initialize"])):
+            parser.get_parsed_content(f"initialize#{expression}")
+        trainer = parser.get_parsed_content("train#trainer")
+        batches = list(parser.get_parsed_content("train#dataloader"))
+        for batch in batches[:10]:
+            trainer._iteration(trainer, batch)
+
+        def bare() -> None:
+            for batch in batches:
+                trainer._iteration(trainer, batch)
+
+        def load() -> None:
+            for _ in parser.get_parsed_content("train#dataloader"):
+                pass
+
+        before = timed(bare, device)
+        times: list[float] = []
+        trainer.add_event_handler(Events.EPOCH_STARTED, lambda: times.append(time.perf_counter()))
+        trainer.add_event_handler(
+            Events.ITERATION_COMPLETED(once=iterations), lambda: times.append(time.perf_counter())
+        )
+        trainer.run()
+        after = timed(bare, device)
+        loading = timed(load, device)
+    bare_ms = 1e3 * (before + after) / 2 / iterations
+    loop_ms = 1e3 * (times[1] - times[0]) / iterations
+    print(f"(b) Loop with all default handlers: {loop_ms:.2f} ms per iteration, bare step {bare_ms:.2f} ms,")
+    print(f"    of the difference {1e3 * loading / iterations:.2f} ms are the data loader's;")
+    print(f"    the loop adds {loop_ms - bare_ms:.2f} ms (goal: at most 2 ms)\n")
+
+
+def tiny_training(folder: Path, iterations: int, device: torch.device) -> ConfigParser:
+    """The default training config, all its handlers included, on 32x32 images in memory."""
+    parser = ConfigParser()
+    parser.read_config(CONFIG)
+    pair = {name: torch.rand(1, 32, 32) * 2 - 1 for name in ("image", "label")}
+    data = InMemory([{**pair, "case": "a", "slice": index} for index in range(iterations)])
+    parser.update(
+        {
+            "output_dir": str(folder / "run"),
+            "tracking_uri": f"sqlite:///{folder / 'mlflow.db'}",
+            "train#dataset": data,
+            "validate#dataset": data,
+            "device": str(device),
+            "max_epochs": 1,
+            "decay_epochs": 0,
+            "batch_size": 1,
+            "spatial_size": 32,
+            "network_def#generator#filters": 4,
+            "network_def#generator#residual_blocks": 1,
+            "network_def#discriminator#filters": 4,
+            "network_def#registration#channels": [4, 4],
+        }
+    )
+    return parser
+
+
+class InMemory(Dataset):
+    """Pairs in memory, standing in for ``pipeline.data.SliceDataset``."""
+
+    target_window = (0.0, 1000.0)
+
+
+def report_data(size: int, step: float, device: torch.device) -> None:
+    """(c) Pairs per second through loader and noise, against what a step uses and against a plain per-sample affine."""
+    pairs = [{name: torch.rand(1, size, size) * 2 - 1 for name in ("image", "label")} for _ in range(64)]
+    keys = ("image", "label")
+    ours = RandDeformationNoised(keys=keys, level=5)
+    nonaffine = RandDeformationNoised(keys=keys, level=5, kind="nonaffine")
+    set_track_meta(False)
+    plain = RandAffined(
+        keys=keys,
+        prob=1.0,
+        rotate_range=0.0873,
+        translate_range=0.1 * size,
+        scale_range=0.1,
+        padding_mode="border",
+    )
+
+    def run(transform: Callable | None, prepare: Callable | None, batch_size: int) -> None:
+        loader = DataLoader(Dataset(pairs, transform), batch_size=batch_size)
+        prepare_batch = PrepareBatch(prepare)
+        for batch in loader:
+            prepare_batch(batch, device)
+
+    works: dict[str, Callable[[], Any]] = {
+        "ours": partial(run, None, ours, 1),
+        "ours, batch 4": partial(run, None, ours, 4),
+        "ours, non-affine": partial(run, None, nonaffine, 1),
+        "per-sample affine": partial(run, plain, None, 1),
+    }
+    times = in_turns(works, 5, device)
+    rates = {name: len(pairs) / statistics.median(seconds) for name, seconds in times.items()}
+    set_track_meta(True)
+    print(f"(c) Pairs per second with noise at {size}x{size}: " + ", ".join(f"{n} {r:.0f}" for n, r in rates.items()))
+    print(f"    {rates['ours'] * step:.0f} times what one step uses (goal: at least 10);")
+    print(f"    cost against the per-sample affine: {rates['per-sample affine'] / rates['ours']:.2f}\n")
+
+
+def peak_memory(schedule: str, size: int, device: torch.device) -> float:
+    """Peak memory of a few steps in MiB, of this process on the CPU (what was there before taken off), or of the GPU."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = make_step(schedule, size, device)
+    for _ in range(3):
+        step()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+
+
+def report_memory(size: int, device: torch.device) -> None:
+    """(d) Peak memory of a step, each schedule in a process of its own."""
+    command = [sys.executable, __file__, "--device", str(device), "--size", str(size), "--peak-memory"]
+    peaks = {}
+    for schedule in SCHEDULES:
+        result = subprocess.run([*command, schedule], capture_output=True, text=True, check=True)
+        peaks[schedule] = float(result.stdout.split()[-1])
+    print(f"(d) Peak memory of a step at {size}x{size}: {peaks['ours']:.0f} MiB, plain {peaks['plain']:.0f} MiB,")
+    print(f"    ratio {peaks['ours'] / peaks['plain']:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""Properties of the pictures: what they show, and that drawing them leaves no trace in the training."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from matplotlib.quiver import Quiver
+
+from pipeline.handlers import drawing
+from pipeline.handlers.drawing import Sample, draw_translation
+from pipeline.handlers.pictures import EvaluationPictures, PictureHandler, evenly_spread
+from transforms.deformation import RandDeformationNoised
+
+SIZE = 32
+
+
+@pytest.fixture(autouse=True)
+def _coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing the files is most of the time."""
+    monkeypatch.setattr(drawing, "DPI", 40)
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Every figure that is saved."""
+    saved: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *args, **kwargs: (saved.append(self), save(self, *args, **kwargs))
+    )
+    return saved
+
+
+def make_sample(seed: int = 0, shape: tuple[int, int] = (20, 24), **parts: object) -> Sample:
+    images = np.random.default_rng(seed).uniform(-0.8, 1, (3, *shape)).astype(np.float32)
+    return replace(Sample(*images, case="patient07", slice=91), **parts)
+
+
+def titles(figure: Figure) -> list[str]:
+    return [axes.get_title() for axes in figure.axes if axes.get_title()]
+
+
+def panel(figure: Figure, title: str):
+    return next(axes for axes in figure.axes if axes.get_title() == title)
+
+
+def test_columns_are_those_that_the_samples_have(tmp_path, figures):
+    image = np.zeros((20, 24), np.float32)
+    draw_translation([make_sample()], tmp_path / "plain.png")
+    draw_translation([make_sample(), make_sample(baseline=image)], tmp_path / "baseline.png")
+    registered = make_sample(misaligned=image, warped=image, ddf=np.ones((2, 20, 24), np.float32))
+    draw_translation([registered], tmp_path / "registered.png")
+    plain = ["Source", "Prediction", "Target", "Error"]
+    assert titles(figures[0]) == plain
+    assert titles(figures[1]) == [*plain, "Intensity map", "Its error"]
+    assert titles(figures[2]) == [*plain, "Misaligned target", "Warped prediction", "Displacement"]
+
+
+def test_picture_is_a_file_with_nothing_beside_it(tmp_path):
+    draw_translation([make_sample()], tmp_path / "new" / "picture.png", title="A title")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["picture.png"]
+    assert imread(tmp_path / "new" / "picture.png").std() > 0
+
+
+def test_rows_share_their_scales(tmp_path, figures):
+    bad = make_sample(1)
+    good = replace(bad, prediction=bad.target + 0.01)
+    draw_translation([good, bad], tmp_path / "picture.png")
+    limits = [image.get_clim() for axes in figures[0].axes for image in axes.images]
+    assert {limits[i] for i in (0, 1, 2, 4, 5, 6)} == {(-1, 1)}
+    assert limits[3] == limits[7]
+    assert limits[3][1] > 0.5
+
+
+def test_error_is_the_distance_to_the_target(tmp_path, figures):
+    sample = make_sample()
+    draw_translation([sample], tmp_path / "picture.png", error_limit=0.3)
+    shown = panel(figures[0], "Error").images[0]
+    np.testing.assert_allclose(shown.get_array().T, np.abs(sample.prediction - sample.target))
+    assert shown.get_clim() == (0, 0.3)
+
+
+def test_view_is_the_radiologists(tmp_path, figures):
+    draw_translation([make_sample()], tmp_path / "picture.png")
+    to_screen = panel(figures[0], "Source").transData.transform
+    left, right = to_screen((0, 5)), to_screen((10, 5))
+    back, front = to_screen((5, 0)), to_screen((5, 10))
+    assert right[0] < left[0]  # the first axis of RAS runs to the patient's right, which is shown on the left
+    assert front[1] > back[1]
+
+
+def test_arrows_are_the_field(tmp_path, figures):
+    ddf = np.stack([np.full((20, 24), 2.0), np.full((20, 24), -1.0)])
+    draw_translation([make_sample(ddf=ddf)], tmp_path / "picture.png")
+    axes = panel(figures[0], "Displacement")
+    (arrows,) = (item for item in axes.collections if isinstance(item, Quiver))
+    assert set(arrows.U) == {2.0}
+    assert set(arrows.V) == {-1.0}
+    assert (arrows.angles, arrows.scale_units) == ("xy", "xy")
+    np.testing.assert_allclose(axes.images[0].get_array(), np.sqrt(5))
+
+
+def test_a_field_of_zeros_can_be_drawn(tmp_path, figures):
+    draw_translation([make_sample(ddf=np.zeros((2, 20, 24)))], tmp_path / "picture.png")
+    assert panel(figures[0], "Displacement").images[0].get_clim() == (0, pytest.approx(0.1))
+
+
+def test_common_background_is_cut_off(tmp_path, figures):
+    target = np.full((100, 100), -1.0)
+    target[40:60, 30:50] = 0.5
+    sample = Sample(target, target.copy(), target)
+    sample.prediction[70, 35] = 0  # what a network invents outside the patient stays in view
+    draw_translation([sample], tmp_path / "picture.png")
+    assert panel(figures[0], "Source").images[0].get_array().shape == (20 + 6, 31 + 6)
+
+
+def test_empty_images_are_drawn_whole(tmp_path, figures):
+    image = np.full((20, 24), -1.0)
+    draw_translation([Sample(image, image, image)], tmp_path / "picture.png")
+    assert panel(figures[0], "Source").images[0].get_array().shape == (24, 20)
+
+
+def test_rows_are_labelled(tmp_path, figures):
+    draw_translation([make_sample(psnr=21.5), make_sample(case="x" * 50)], tmp_path / "picture.png", title="Title")
+    text = [item.get_text() for item in figures[0].texts]
+    assert "patient07\nslice 91" in text
+    assert "Title" in text
+    assert max(len(line) for label in text if "slice" in label for line in label.split("\n")) <= 26
+    assert panel(figures[0], "Error").get_xlabel() == "PSNR 21.50 dB"
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"prediction": np.zeros((4, 4))}, r"prediction has shape \(4, 4\), expected the source's \(20, 24\)"),
+        ({"source": np.zeros((1, 20, 24))}, r"pictures show slices \(X, Y\), got a source of shape \(1, 20, 24\)"),
+        ({"ddf": np.zeros((3, 20, 24))}, r"ddf has shape \(3, 20, 24\), expected \(2, 20, 24\)"),
+    ],
+)
+def test_samples_that_do_not_fit_are_refused(parts, message):
+    with pytest.raises(ValueError, match=message):
+        make_sample(**parts)
+
+
+def test_what_cannot_be_drawn_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no samples to draw"):
+        draw_translation([], tmp_path / "picture.png")
+    with pytest.raises(ValueError, match="samples must have one shape"):
+        draw_translation([make_sample(), make_sample(shape=(8, 8))], tmp_path / "picture.png")
+    with pytest.raises(ValueError, match="error_limit must be positive, got 0"):
+        draw_translation([make_sample()], tmp_path / "picture.png", error_limit=0)
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "expected"), [(10, 2, [2, 7]), (3, 8, [0, 1, 2]), (100, 1, [50]), (0, 4, [])]
+)
+def test_evenly_spread(total, count, expected):
+    assert evenly_spread(total, count) == expected
+
+
+class NoisySlices:
+    """Data set that disturbs every global random state when read."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
+        draw = np.random.default_rng(index)
+        image, label = (torch.from_numpy(draw.uniform(-1, 1, (1, SIZE, SIZE)).astype(np.float32)) for _ in range(2))
+        return {"image": image, "label": label, "case": f"patient{index % 2}", "slice": index}
+
+
+def train(handler: PictureHandler, epochs: int = 1, stop_at: int | None = None) -> None:
+    trainer = Engine(lambda engine, batch: None)
+    handler.attach(trainer)
+    if stop_at is not None:
+        trainer.add_event_handler(Events.EPOCH_COMPLETED(once=stop_at), lambda: trainer.terminate())
+    trainer.run([0], max_epochs=epochs)
+
+
+def names(output_dir: Path) -> list[str]:
+    return sorted(path.name for path in (output_dir / "pictures").iterdir())
+
+
+def test_pictures_come_each_interval_and_at_the_end(tmp_path, make_translator, figures):
+    train(PictureHandler(tmp_path, NoisySlices(), make_translator(), interval=2, rows=1), epochs=5)
+    assert names(tmp_path) == ["epoch_0002.png", "epoch_0004.png", "epoch_0005.png"]
+    assert len(figures) == 3
+
+
+def test_a_run_that_stops_early_gets_its_last_picture(tmp_path, make_translator):
+    train(PictureHandler(tmp_path, NoisySlices(), make_translator(), interval=10, rows=1), epochs=8, stop_at=3)
+    assert names(tmp_path) == ["epoch_0003.png"]
+
+
+def test_the_same_slices_and_misalignment_each_time(tmp_path, make_translator, figures):
+    noise = RandDeformationNoised(keys=("image", "label"), level=5)
+    handler = PictureHandler(tmp_path, NoisySlices(), make_translator(), rows=2, noise=noise)
+    train(handler, epochs=2)
+    for title in ("Source", "Target", "Misaligned target", "Displacement"):
+        first, second = (panel(figure, title).images[0].get_array() for figure in figures)
+        np.testing.assert_array_equal(first, second)
+    labels = [item.get_text() for item in figures[0].texts]
+    assert "patient1\nslice 3" in labels
+    assert "patient1\nslice 9" in labels
+    misaligned, target = (panel(figures[0], title).images[0].get_array() for title in ("Misaligned target", "Target"))
+    assert np.abs(misaligned - target).max() > 0.1
+
+
+def test_registration_is_shown_only_where_there_is_one(tmp_path, make_translator, figures):
+    train(PictureHandler(tmp_path, NoisySlices(), make_translator(), rows=1))
+    train(PictureHandler(tmp_path, NoisySlices(), make_translator({"adversarial": 1.0}), rows=1))
+    assert titles(figures[0])[4:] == ["Warped prediction", "Displacement"]
+    assert titles(figures[1])[4:] == []
+
+
+def test_training_is_not_disturbed(tmp_path, make_translator):
+    translator = make_translator()
+    translator.register_forward_pre_hook(lambda *_: torch.rand(1) and None)  # as a backbone that draws a style
+    translator.train()
+    translator.generator.eval()  # frozen
+    noise = RandDeformationNoised(keys=("image", "label"), level=3)
+    noise.set_random_state(seed=7)
+    twin = RandDeformationNoised(keys=("image", "label"), level=3)
+    twin.set_random_state(seed=7)
+
+    handler = PictureHandler(tmp_path, NoisySlices(), translator, noise=noise)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+    train(handler)
+    after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
+    assert translator.training
+    assert translator.discriminator.training
+    assert not any(module.training for module in translator.generator.modules())
+    assert all(parameter.grad is None for parameter in translator.parameters())
+    pair = {name: torch.rand(1, 1, SIZE, SIZE) for name in ("image", "label")}
+    assert torch.equal(noise(dict(pair))["label"], twin(dict(pair))["label"])
+
+
+def test_states_are_put_back_when_drawing_fails(tmp_path, make_translator):
+    translator = make_translator()
+    translator.register_forward_hook(lambda *_: 1 / 0)
+    before = torch.get_rng_state()
+    with pytest.raises(ZeroDivisionError):
+        train(PictureHandler(tmp_path, NoisySlices(), translator))
+    assert torch.equal(before, torch.get_rng_state())
+    assert translator.training
+
+
+def test_numbers_that_make_no_sense_are_refused(tmp_path, make_translator):
+    with pytest.raises(ValueError, match="interval must be at least 1, got 0"):
+        PictureHandler(tmp_path, NoisySlices(), make_translator(), interval=0)
+    with pytest.raises(ValueError, match="rows must be at least 1, got 0"):
+        PictureHandler(tmp_path, NoisySlices(), make_translator(), rows=0)
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+        EvaluationPictures(tmp_path, count=0)
+
+
+def test_an_empty_data_set_is_refused(tmp_path, make_translator):
+    with pytest.raises(ValueError, match="is empty"):
+        train(PictureHandler(tmp_path, [], make_translator()))
+
+
+def evaluate(handler: EvaluationPictures, batches: int, batch_size: int, **details: torch.Tensor) -> None:
+    def step(engine: Engine, number: int) -> dict[str, object]:
+        images = {name: torch.rand(batch_size, 1, SIZE, SIZE) for name in ("image", "label", "pred", "intensity_map")}
+        index = torch.arange(number * batch_size, (number + 1) * batch_size)
+        return {**images, "case": ["a"] * batch_size, "slice": index, "other": None}
+
+    evaluator = Engine(step)
+    evaluator.state.metric_details = details
+    handler.attach(evaluator)
+    evaluator.run(range(batches))
+
+
+@pytest.mark.parametrize(("batches", "batch_size"), [(1, 3), (7, 4), (400, 1)])
+def test_evaluation_shows_cases_from_all_over(tmp_path, figures, batches, batch_size):
+    total = batches * batch_size
+    psnr = torch.arange(total) / 10
+    handler = EvaluationPictures(tmp_path, count=4)
+    evaluate(handler, batches, batch_size, psnr=psnr, intensity_map_psnr=-psnr)
+    assert (tmp_path / "pictures" / "error_maps.png").is_file()
+    labels = [item.get_text() for item in figures[0].texts]
+    slices = [int(label.split("slice ")[1]) for label in labels if label.startswith("a\nslice")]
+    assert len(slices) == min(4, total)
+    assert slices == sorted(set(slices))
+    # Each quarter of the cases has its slice.
+    assert len({index * 4 // total for index in slices}) == len(slices)
+    assert f"{len(slices)} of {total} evaluated slices" in labels
+    assert titles(figures[0])[3:] == ["Error", "Intensity map", "Its error"]
+    captions = [axes.get_xlabel() for axes in figures[0].axes if axes.get_xlabel().startswith("PSNR")]
+    assert captions[::2] == [f"PSNR {index / 10:.2f} dB" for index in slices]
+
+
+def test_each_evaluation_starts_anew(tmp_path, figures):
+    handler = EvaluationPictures(tmp_path, count=2)
+    for _ in range(2):
+        evaluate(handler, 3, 1)
+    assert "2 of 3 evaluated slices" in [item.get_text() for item in figures[1].texts]

@@ -1,0 +1,35 @@
+"""Correction loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.networks.blocks import Warp
+
+from pipeline.losses import CorrectionLoss
+
+
+def test_by_hand():
+    warped, target = torch.tensor([[[[0.0, 0.5]]]]), torch.tensor([[[[1.0, -0.5]]]])
+    assert CorrectionLoss()(warped, target).item() == 1.0
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (1, 2, 4, 5, 6)])
+def test_zero_only_for_equal_images(shape):
+    target = torch.rand(shape)
+    assert CorrectionLoss()(target.clone(), target) == 0
+    assert CorrectionLoss()(target + 0.25, target).item() == pytest.approx(0.25)
+
+
+@pytest.mark.filterwarnings("ignore:monai.networks.blocks.Warp")
+def test_gradients_reach_prediction_and_field():
+    pred = torch.rand(1, 1, 8, 8, requires_grad=True)
+    ddf = torch.full((1, 2, 8, 8), 0.3, requires_grad=True)
+    CorrectionLoss()(Warp()(pred, ddf), torch.rand(1, 1, 8, 8)).backward()
+    assert pred.grad.abs().sum() > 0
+    assert ddf.grad.abs().sum() > 0
+
+
+def test_unequal_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"got \(2, 1, 8, 8\) and \(1, 1, 8, 8\)"):
+        CorrectionLoss()(torch.zeros(2, 1, 8, 8), torch.zeros(1, 1, 8, 8))
