@@ -1,8 +1,8 @@
-"""Measure what a training step costs, what the loop around it adds, how fast data arrives, and how much memory it takes.
+"""Measure what a step costs, what the loop around it adds, how fast data arrives, and how much memory it takes.
 
-Everything is measured side by side in one run, in turns, and reported as a ratio: machines are noisy. The plain schedule
-is the one of the RegGAN authors' code, built from the same networks: the generator runs again for the discriminator's
-step, and the discriminator's gradients are also computed in the generator's.
+Everything is measured side by side in one run, in turns, and reported as a ratio: machines are noisy. The plain
+schedule is the one of the RegGAN authors' code, built from the same networks: the generator runs again for the
+discriminator's step, and the discriminator's gradients are also computed in the generator's.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def report_data(size: int, step: float, device: torch.device) -> None:
 
 
 def peak_memory(schedule: str, size: int, device: torch.device) -> float:
-    """Peak memory of a few steps in MiB, of this process on the CPU (what was there before taken off), or of the GPU."""
+    """Peak memory of a few steps in MiB: of the GPU, or what this process took beyond what it had."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step = make_step(schedule, size, device)
     for _ in range(3):

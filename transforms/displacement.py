@@ -186,8 +186,9 @@ def _pull_back_affine(deformation: Deformation, shape: tuple[int, ...]) -> np.nd
 
 
 def _to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    # non-blocking: the host does not wait for the device
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(device, non_blocking=True)
+    tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    # CUDA reads ordinary host memory before the call returns, yet does not wait for its stream; others promise neither
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def _centred(shape: tuple[int, ...], device: torch.device) -> list[torch.Tensor]:

@@ -18,8 +18,10 @@ INVERSION_RECOVERY = {"repetition_time": 2500.0, "inversion_time": 1100.0, "echo
 SPIN_ECHO = {"repetition_time": 6000.0, "echo_time": 100.0}  # ms, T2-weighted
 
 _VARIATION_SPACING = 25.0  # mm, within-tissue variation of the relaxation times
+_BETWEEN_SD = {"t1": 0.03, "t2": 0.015, "density": 0.01}  # of the logarithms, between subjects
+_WITHIN_SD = {"t1": 0.04, "t2": 0.02}  # of the logarithms, within a tissue
 _BIAS_SPACING = 75.0  # mm, coil sensitivity
-_TRANSMIT_BIAS = 0.4  # SD of a contrast's own bias field relative to the shared one of the receiver coil
+_TRANSMIT_BIAS = 0.3  # SD of a contrast's own bias field relative to the shared one of the receiver coil
 _IRON_R2 = 6.0e-3  # 1/ms, extra transverse relaxation of the pallidum at 3 T
 _GAIN = 2000.0  # receiver gain: puts white matter at several hundred, as scanners do
 _SMALLEST_INTENSITY = 1e-3  # of a brain voxel, so that it is never taken for background
@@ -115,13 +117,13 @@ def _parameter_maps(
     anatomy: Anatomy, grid: Grid, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """T1 and T2 in ms and proton density, each (4, N): by tissue, varying between subjects and within them."""
-    t1_variation, t2_variation = (0.04 * grid.smooth_field(rng, _VARIATION_SPACING)[anatomy.mask] for _ in range(2))
     t1_map, t2_map, density = (np.empty_like(anatomy.fractions) for _ in range(3))
+    within = {part: _WITHIN_SD[part] * grid.smooth_field(rng, _VARIATION_SPACING)[anatomy.mask] for part in _WITHIN_SD}
     for row, name in enumerate(TISSUES[:3]):
         mean = TISSUE_PARAMETERS[name]
-        t1_map[row] = mean.t1 * np.exp(rng.normal(0.0, 0.03) + t1_variation)
-        t2_map[row] = mean.t2 * np.exp(rng.normal(0.0, 0.03) + t2_variation)
-        density[row] = mean.density * np.exp(rng.normal(0.0, 0.02))
+        t1_map[row] = mean.t1 * np.exp(rng.normal(0.0, _BETWEEN_SD["t1"]) + within["t1"])
+        t2_map[row] = mean.t2 * np.exp(rng.normal(0.0, _BETWEEN_SD["t2"]) + within["t2"])
+        density[row] = mean.density * np.exp(rng.normal(0.0, _BETWEEN_SD["density"]))
     t2_map[:2] = 1 / (1 / t2_map[:2] + _IRON_R2 * rng.uniform(0.6, 1.3) * anatomy.iron)
     for target, part in ((t1_map, "t1"), (t2_map, "t2"), (density, "density")):
         mild, severe = getattr(MILD_LESION, part), getattr(SEVERE_LESION, part)

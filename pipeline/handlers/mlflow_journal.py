@@ -21,6 +21,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -113,6 +114,26 @@ class ProcessLock:
             self._held.add(self._name)
             self._descriptor = descriptor
             return True
+
+    @contextmanager
+    def waiting(self, timeout: float) -> Iterator[None]:
+        """Holds the lock for a ``with`` block.
+
+        Args:
+            timeout: longest wait for it in seconds.
+
+        Raises:
+            TimeoutError: somebody else holds it that long.
+        """
+        deadline = time.monotonic() + timeout
+        while not self.acquire():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self._name} is locked by another process for more than {timeout:g} s")
+            time.sleep(0.05)
+        try:
+            yield
+        finally:
+            self.release()
 
     def release(self) -> None:
         """Gives the lock back."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.handlers.mlflow_journal import Journal, leftovers, read_segment
+from pipeline.handlers.mlflow_journal import Journal, ProcessLock, leftovers, read_segment
 from pipeline.handlers.mlflow_rules import METRICS_PER_BATCH, PARAMS_AND_TAGS_PER_BATCH, sqlite_path
 
 logger = logging.getLogger(__name__)
@@ -21,6 +21,7 @@ ERROR_TAG = "error"
 
 ARTIFACT_TRIES = 3
 CLOSING_TRIES = 3
+DATABASE_PATIENCE = 60.0  # seconds that another process may take to make the database
 LONGEST_WAIT = 60.0  # seconds between two attempts to reach a store
 
 # MLflow's own defaults keep a client busy with a dead server for minutes; telemetry would reach for the internet.
@@ -44,12 +45,17 @@ def make_client(tracking_uri: str) -> Any:
     """Builds a client; the first one of a new SQLite store also builds the database, which takes seconds."""
     import mlflow  # slow to import: only the sending thread waits for it
 
-    database = sqlite_path(tracking_uri)
-    if database is not None:
-        database.parent.mkdir(parents=True, exist_ok=True)
     for name in ("alembic", "mlflow.store.db.utils"):  # dozens of lines about each new database
         logging.getLogger(name).setLevel(logging.WARNING)
-    return mlflow.MlflowClient(tracking_uri=tracking_uri)
+    database = sqlite_path(tracking_uri)
+    if database is None:
+        return mlflow.MlflowClient(tracking_uri=tracking_uri)
+    database.parent.mkdir(parents=True, exist_ok=True)
+    # Two processes that make the tables of one database at once get into each other's way.
+    with ProcessLock(database.with_name(f".{database.name}.lock")).waiting(DATABASE_PATIENCE):
+        client = mlflow.MlflowClient(tracking_uri=tracking_uri)
+        client.search_experiments(max_results=1)  # some versions wait for the first call
+        return client
 
 
 class RunSender:
@@ -99,7 +105,10 @@ class RunSender:
             self._open()
         for segment in self.journal.closed_segments():
             for kind, content in _grouped(read_segment(segment)):
-                self._kinds[kind](**content)
+                if kind in self._kinds:
+                    self._kinds[kind](**content)
+                else:
+                    logger.warning("a record of kind %r in %s is left out: unknown here", kind, segment)
             segment.unlink(missing_ok=True)
 
     def end_as_killed(self) -> None:

@@ -99,7 +99,7 @@ def flatten(settings: Mapping[str, Any]) -> dict[str, str]:
         Keys of nested values are joined by dots, positions in lists included; lists of plain values stay whole. An
         object that is no plain value is told by its class.
     """
-    return {key: redact(_text(value)) for key, value in _leaves("", settings)}
+    return {key: redact(_text(value)) for name in settings for key, value in _leaves(str(name), settings[name])}
 
 
 def redact(text: str) -> str:
@@ -148,7 +148,7 @@ def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield key, value
         return
     for name, child in children:
-        yield from _leaves(f"{key}.{name}" if key else str(name), child)
+        yield from _leaves(f"{key}.{name}", child)
 
 
 def _is_plain(value: Any) -> bool:

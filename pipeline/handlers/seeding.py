@@ -9,29 +9,32 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.transforms import Randomizable
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 
 class EpochSeed:
-    """Reseed the data order and the random transforms at the start of each epoch from (seed, epoch).
+    """Reseed worker processes and random transforms at the start of each epoch from (seed, epoch).
 
-    The data order then needs no bookkeeping: epoch 7 is the same whether the epochs before it ran in this process or
-        not.
-    Works with and without worker processes, since MONAI's loader seeds its workers from the loader's generator.
+    Together with a ``torch.utils.data.DistributedSampler`` (one replica will do), whose order is a function of its seed
+    and the epoch that MONAI's engines tell it, epoch 7 is the same whether the epochs before it ran in this process or
+    not. A plain shuffling loader is refused: its order depends on how often it was asked before.
 
     Args:
         seed: the run's seed.
-        loader: its ``generator`` is reseeded; it must have one, or shuffling would draw from the global state.
+        loader: its ``generator`` is reseeded, from which MONAI's loader seeds its worker processes.
         transforms: MONAI ``Randomizable`` transforms (or data sets) that run in this process.
 
     Raises:
-        ValueError: if the loader has no generator.
+        ValueError: if the loader has no generator, or its sampler does not follow the epoch.
     """
 
     def __init__(self, seed: int, loader: DataLoader, transforms: Sequence[Randomizable | Any] = ()) -> None:
         if loader.generator is None:
+            raise ValueError("the data loader has no generator: pass generator=torch.Generator()")
+        if not isinstance(loader.sampler, DistributedSampler):
             raise ValueError(
-                "the data loader has no generator: pass generator=torch.Generator() to make its order repeatable"
+                f"the data loader's sampler must be a DistributedSampler, got {type(loader.sampler).__name__}: "
+                "its order could not be repeated on resuming"
             )
         self.seed = seed
         self.generator: torch.Generator = loader.generator

@@ -49,5 +49,7 @@ class WeightedSum:
         """
         idle = [name for name in terms if name not in self.terms]
         if idle or not terms:
-            raise ValueError(f"expected loss terms among {', '.join(self.terms)}, got {', '.join(terms) or 'none'}")
+            raise ValueError(
+                f"expected loss terms among {', '.join(self.terms) or 'none'}, got {', '.join(terms) or 'none'}"
+            )
         return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from monai.data import DataLoader, Dataset
+from torch.utils.data import DistributedSampler
 
 from pipeline.engines import PrepareBatch, TranslationTrainer, linear_decay
 from pipeline.handlers.checkpoint import (
@@ -28,9 +29,9 @@ WEIGHTS = {"adversarial": 1.0, "correction": 20.0, "smoothness": 10.0}
 def make_run(make_translator, folder, *, resume=False, max_epochs=4, num_workers=0, size=6, seed=3, epoch_length=None):
     torch.manual_seed(0)
     pairs = [{"image": torch.rand(1, 32, 32) * 2 - 1, "label": torch.rand(1, 32, 32) * 2 - 1} for _ in range(size)]
-    loader = DataLoader(
-        Dataset(pairs), batch_size=2, shuffle=True, num_workers=num_workers, generator=torch.Generator()
-    )
+    data = Dataset(pairs)
+    sampler = DistributedSampler(data, num_replicas=1, rank=0, seed=seed)
+    loader = DataLoader(data, batch_size=2, sampler=sampler, num_workers=num_workers, generator=torch.Generator())
     translator = make_translator()
     translator.describe_data((0.0, 1000.0), (32, 32))
     g = torch.optim.Adam(translator.generator_parameters(), lr=1e-3)
@@ -62,7 +63,6 @@ def weights(folder, name="last.pt"):
 
 
 def assert_same(first, second):
-    assert type(first) is type(second)
     if isinstance(first, dict):
         assert first.keys() == second.keys()
         for key in first:
@@ -195,6 +195,10 @@ def test_interval_must_be_positive(make_translator, tmp_path):
         CheckpointHandler(tmp_path, make_translator(), {}, interval=0)
 
 
-def test_loader_without_generator_is_refused():
+def test_loaders_that_cannot_be_repeated_are_refused():
+    data = [torch.zeros(1), torch.zeros(1)]
     with pytest.raises(ValueError, match="no generator"):
-        EpochSeed(0, torch.utils.data.DataLoader([1, 2]))
+        EpochSeed(0, torch.utils.data.DataLoader(data))
+    shuffling = torch.utils.data.DataLoader(data, shuffle=True, generator=torch.Generator())
+    with pytest.raises(ValueError, match="must be a DistributedSampler, got RandomSampler"):
+        EpochSeed(0, shuffling)

@@ -87,6 +87,10 @@ def test_flattened_settings_keep_top_level_names() -> None:
     }
 
 
+def test_no_settings_are_no_parameters() -> None:
+    assert flatten({}) == {}
+
+
 def test_passwords_do_not_get_through() -> None:
     assert redact("run --tracking_uri https://me:secret@host:5000/a --x") == (
         "run --tracking_uri https://***@host:5000/a --x"

@@ -31,7 +31,9 @@ def client_of(uri: str) -> Any:
 
 
 def warnings_in(log: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in log.records if record.levelno >= logging.WARNING and "pipeline" in record.name]
+    return [
+        record.getMessage() for record in log.records if record.levelno >= logging.WARNING and "pipeline" in record.name
+    ]
 
 
 def history(uri: str, run_id: str) -> dict[str, list[tuple[int, float]]]:
@@ -217,7 +219,7 @@ def test_a_full_disk_does_not_stop_the_run(
         def refuse(*words: Any, **content: Any) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(tracker._journal, "append", refuse)
+        monkeypatch.setattr(tracker._journal, "_write", refuse)
 
     run(trainer)
     assert trainer.state.iteration == ITERATIONS

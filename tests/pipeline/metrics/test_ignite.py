@@ -166,6 +166,21 @@ def score_in_a_group(rank, port, path):
     torch.distributed.destroy_process_group()
 
 
+def test_cases_of_other_processes_count(monkeypatch):
+    outputs = make_outputs((4, 3, 1))
+    other = CaseMetric("psnr")
+    other.update((outputs[2]["pred"], outputs[2]["label"]))
+    monkeypatch.setattr(
+        "pipeline.metrics.ignite.evenly_divisible_all_gather", lambda rows: torch.cat([rows, *other._batches])
+    )
+    state = run({"psnr": CaseMetric("psnr")}, outputs[:2])
+    monkeypatch.undo()
+    alone = run({"psnr": CaseMetric("psnr")}, outputs)
+    assert torch.equal(state.metric_details["psnr"], alone.metric_details["psnr"])
+    assert state.metrics["psnr"] == alone.metrics["psnr"]
+
+
+@pytest.mark.slow
 def test_uneven_processes_see_all_cases(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

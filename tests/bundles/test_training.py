@@ -1,0 +1,154 @@
+"""The training configs: they run as they are, from anywhere, and resume as if they had never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from pipeline.handlers import load_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def command_line(dataset_dir, output_dir, *more, config="bundles/reggan/configs/train.json", run_id=("training",)):
+    from_tiny = {
+        "--device": "cpu",
+        "--spatial_size": "32",
+        "--batch_size": "2",
+        "--decay_epochs": "0",
+        "--network_def#generator#filters": "4",
+        "--network_def#generator#residual_blocks": "1",
+        "--network_def#discriminator#filters": "4",
+        "--network_def#registration#channels": "[4,4]",
+        "--dataset_dir": str(dataset_dir),
+        "--output_dir": str(output_dir),
+    }
+    pairs = [word for pair in from_tiny.items() for word in pair]
+    return [sys.executable, "-m", "monai.bundle", "run", *run_id, "--config_file", config, *pairs, *more]
+
+
+@pytest.mark.parametrize("chain", [("train.json",), ("train.json", "paper.json")])
+def test_every_training_chain_runs(run_config, tmp_path, capsys, chain):
+    run_config(*chain, run_id="training")
+    written = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert {
+        "checkpoints/last.pt",
+        "checkpoints/best.pt",
+        "model.pt",
+        "config.json",
+        "pictures/epoch_0001.png",
+    } <= written
+    printed = capsys.readouterr().out
+    for row in ("prediction", "source as it is", "intensity map"):
+        assert row in printed
+    assert str(tmp_path / "run" / "model.pt") in printed
+
+
+def test_written_config_runs_by_itself(run_config, tmp_path):
+    run_config("train.json")
+    before = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")
+    from monai.bundle.scripts import run
+
+    run(run_id="run", config_file=str(tmp_path / "run" / "config.json"), logging_file=False)
+    after = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")
+    assert all(torch.equal(before["network"][name], after["network"][name]) for name in before["network"])
+    assert list((tmp_path / "run" / "previous").iterdir())
+
+
+def test_command_line_from_the_bundle_folder(dataset_dir, tmp_path):
+    command = command_line(
+        dataset_dir,
+        tmp_path / "run",
+        "--max_epochs",
+        "1",
+        "--tracking_uri",
+        "none",
+        config="configs/train.json",
+        run_id=(),
+    )
+    result = subprocess.run(command, cwd=ROOT / "bundles" / "reggan", capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (tmp_path / "run" / "model.pt").is_file()
+
+
+def assert_same(first, second):
+    """Equal to the bit, through dictionaries and lists."""
+    if isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_same(first[key], second[key])
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            assert_same(one, other)
+    else:
+        assert torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
+
+
+def histories(store, run_id):
+    client = MlflowClient(store)
+    run = client.get_run(run_id)
+    keys = sorted(run.data.metrics)
+    history = {key: [(m.step, m.value) for m in client.get_metric_history(run_id, key)] for key in keys}
+    return run, history
+
+
+def test_killed_and_resumed_equals_uninterrupted(dataset_dir, tmp_path):
+    """Must hold bit for bit: weights, optimisers, and the metric history in MLflow, each value once."""
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    environment["OMP_NUM_THREADS"] = "1"
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+    def command(name, *more):
+        return command_line(
+            dataset_dir, tmp_path / name, "--max_epochs", "40", "--tracking_uri", store, "--run_name", name, *more
+        )
+
+    subprocess.run(command("whole"), cwd=ROOT, env=environment, check=True, capture_output=True)
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen(command("parts"), cwd=ROOT, env=environment, stdout=log, stderr=log)
+        last = tmp_path / "parts" / "checkpoints" / "last.pt"
+        deadline = time.monotonic() + 240
+        while not last.exists() or load_checkpoint(last)["trainer"]["epoch"] < 8:
+            assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert load_checkpoint(last)["trainer"]["epoch"] < 40, "killed too late to show anything"
+    subprocess.run(command("parts", "--resume", "true"), cwd=ROOT, env=environment, check=True, capture_output=True)
+
+    whole, parts = (load_checkpoint(tmp_path / name / "checkpoints" / "last.pt") for name in ("whole", "parts"))
+    for entry in ("network", "generator_optimizer", "discriminator_optimizer", "trainer", "random"):
+        assert_same(parts[entry], whole[entry])
+    runs = [json.loads((tmp_path / name / "mlflow_run.json").read_text())["run_id"] for name in ("whole", "parts")]
+    (first, first_history), (second, second_history) = (histories(store, run_id) for run_id in runs)
+    assert first.info.status == second.info.status == "FINISHED"
+    assert first_history == second_history
+    assert len(first_history["val/psnr"]) == 40
+
+
+def test_ctrl_c_is_recorded_as_killed(dataset_dir, tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    command = command_line(dataset_dir, tmp_path / "run", "--max_epochs", "10000", "--tracking_uri", store)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    deadline = time.monotonic() + 240
+    while not last.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=120) != 0
+    run_id = json.loads((tmp_path / "run" / "mlflow_run.json").read_text())["run_id"]
+    assert MlflowClient(store).get_run(run_id).info.status == "KILLED"
