@@ -165,7 +165,7 @@ def make_anatomy(template: BrainTemplate, grid: Grid, seed: int, subject: int, l
     points = _warped_points(grid, shape_rng)
     head = template.sample(template.head, points.reshape(3, -1)).reshape(grid.shape)
     # brain extraction leaves more of the fluid at one place than at another
-    mask = head > np.clip(0.65 + 0.15 * grid.smooth_field(shape_rng, 15.0), 0.4, 0.9)
+    mask = head > np.clip(0.78 + 0.1 * grid.smooth_field(shape_rng, 15.0), 0.5, 0.92)
     points = points[:, mask]
     iron = _iron_map(points)
     healthy = _tissue_fractions(template, grid, mask, points, iron, tissue_rng)
@@ -235,7 +235,7 @@ def _tissue_fractions(
     # the nuclei really are mixtures of grey and white matter: do not push them to one side, nor open sulci there
     grey_shift, fluid_shift = (shift.astype(np.float32) * (1 - nucleus) for shift in (grey_shift, fluid_shift))
     sharpness = _SHARPNESS * (1 - 0.5 * nucleus)
-    oversampling = max(1, round(grid.resolution))  # the template's own 1 mm
+    oversampling = 1 if grid.resolution < 1.5 else 2
     steps = (np.arange(oversampling) + 0.5) / oversampling - 0.5
     total = np.zeros((3, points.shape[1]), dtype=np.float32)
     for offset in np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3):

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.data.phantom_anatomy import TISSUES, Anatomy, Grid, subject_rng
 
-INVERSION_RECOVERY = {"repetition_time": 2500.0, "inversion_time": 1100.0, "echo_time": 10.0}  # ms, T1-weighted
+INVERSION_RECOVERY = {"repetition_time": 2500.0, "inversion_time": 1200.0, "echo_time": 10.0}  # ms, T1-weighted
 SPIN_ECHO = {"repetition_time": 6000.0, "echo_time": 100.0}  # ms, T2-weighted
 
 _VARIATION_SPACING = 25.0  # mm, within-tissue variation of the relaxation times

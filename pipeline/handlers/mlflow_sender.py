@@ -142,7 +142,7 @@ class RunSender:
         if found:
             return found[0]
         return client.create_run(
-            experiment_id, start_time=record.start_time, tags={KEY_TAG: record.key}, run_name=record.run_name
+            experiment_id, start_time=record.start_time, tags={}, run_name=record.run_name
         )
 
     def _adopt(self, run: Any) -> None:
