@@ -9,7 +9,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from monai.bundle import ConfigParser
 from monai.bundle.reference_resolver import ReferenceResolver
 
+from pipeline.handlers.checkpoint import LAST
 from pipeline.handlers.files import replacing
 
 CONFIG_FILE = "config.json"
@@ -27,11 +28,23 @@ RUN_OUTPUTS = (
     "model.pt",
     CONFIG_FILE,
     "pictures",
-    "cases.csv",
-    "summary.json",
-    "summary.md",
+    "evaluation",
     "mlflow_run.json",
 )
+WEIGHTS = ("checkpoints", "model.pt")
+# How the errors begin that MONAI wraps around what a config's part raises.
+WRAPPERS = ("Failed to instantiate", "Failed to evaluate", "applying transform")
+# Knobs that are whole numbers, with the least that each may be.
+LEAST = {
+    "max_epochs": 1,
+    "batch_size": 1,
+    "num_workers": 0,
+    "seed": 0,
+    "decay_epochs": 0,
+    "val_interval": 1,
+    "picture_interval": 1,
+    "slices_at_once": 1,
+}
 logger = logging.getLogger(__name__)
 
 
@@ -64,8 +77,8 @@ def device(name: str | torch.device) -> torch.device:
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(name)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=chosen).item()  # "meta" has no values
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(
             f"device must be 'auto', 'cpu', or a device of this machine such as 'cuda:0', got {name!r}: {error}"
         ) from error
@@ -88,6 +101,22 @@ def spatial_size(value: Any, spatial_dims: int = 2) -> tuple[int, ...]:
     return tuple(sizes)
 
 
+def check_image_size(size: Sequence[int], network: torch.nn.Module) -> None:
+    """Check that images are large enough for every part of a network, before anything is computed with it.
+
+    Args:
+        size: of the images in pixels.
+        network: its parts may have a ``minimum_size``, the smallest size along any axis that they work on.
+
+    Raises:
+        ValueError: naming the smallest size that works, and the part that needs it.
+    """
+    needs = {type(part).__name__: part.minimum_size for part in network.modules() if hasattr(part, "minimum_size")}
+    if needs and min(size) < max(needs.values()):
+        name = max(needs, key=needs.__getitem__)
+        raise ValueError(f"spatial_size must be at least {needs[name]} along every axis for {name}, got {tuple(size)}")
+
+
 def check_knobs(**knobs: Any) -> None:
     """Check the knobs that no constructor checks, all at once.
 
@@ -101,19 +130,38 @@ def check_knobs(**knobs: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             faults.append(f"{name} must be a whole number of at least {least}, got {value!r}")
 
-    for name, least in (("max_epochs", 1), ("batch_size", 1), ("num_workers", 0), ("seed", 0)):
+    for name, least in LEAST.items():
         if name in knobs:
             whole(name, least)
     if "learning_rate" in knobs:
         rate = knobs["learning_rate"]
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
             faults.append(f"learning_rate must be a positive number, got {rate!r}")
-    if "weights" in knobs and not isinstance(knobs["weights"], Mapping):
+    if "weights" in knobs and (not isinstance(knobs["weights"], Mapping) or not any(knobs["weights"].values())):
         faults.append(
-            f"weights must be a dictionary of loss weights such as {{'adversarial': 1}}, got {knobs['weights']!r}"
+            "weights must be a dictionary of loss weights such as {'adversarial': 1}, at least one of them above 0, "
+            f"got {knobs['weights']!r}"
         )
     if faults:
         raise ValueError("; ".join(faults))
+
+
+def check_names() -> None:
+    """Check the names of a config's knobs, when called from an expression in that config.
+
+    Raises:
+        ValueError: if a knob that nothing refers to has nearly the name of one that counts.
+    """
+    parser = _calling_parser()
+    if parser is not None:
+        _refuse_misspelt_knobs(parser)
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """The error that a config's part raised, out of those that MONAI wraps around it."""
+    while error.__cause__ is not None and str(error).startswith(WRAPPERS):
+        error = error.__cause__
+    return error
 
 
 def explain_errors() -> None:
@@ -127,9 +175,7 @@ def explain_errors() -> None:
 
     def report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         sys.__excepthook__(kind, error, trace)
-        cause: BaseException = error
-        while cause.__cause__ is not None and "Failed to" in str(cause):
-            cause = cause.__cause__
+        cause = first_cause(error)
         if cause is not error:
             print(f"\nerror: {cause}", file=sys.stderr)
 
@@ -162,7 +208,9 @@ class RunFolder:
         self.resume = resume
         self._parser = _calling_parser()
         if self._parser is not None:
-            _refuse_misspelt_knobs(self._parser)
+            unused = _refuse_misspelt_knobs(self._parser)
+            if unused:
+                logger.warning("nothing in the config refers to these settings, they have no effect: %s", unused)
         if resume and not (self.output_dir / CONFIG_FILE).is_file():
             raise ValueError(
                 f"resume: {self.output_dir} holds no run (no {CONFIG_FILE}); leave resume out to start one"
@@ -176,7 +224,9 @@ class RunFolder:
                 f"output_dir {self.output_dir} is in use by another running process; choose another"
             ) from None
         if not resume:
-            self._set_aside()
+            self._set_aside(RUN_OUTPUTS)
+        elif not (self.output_dir / "checkpoints" / LAST).exists():  # training will start from the first epoch
+            self._set_aside(WEIGHTS)
         self._write_config()
 
     @property
@@ -195,8 +245,8 @@ class RunFolder:
             return {}
         return {name: value for name, value in self._parser.config.items() if name != self._parser.meta_key}
 
-    def _set_aside(self) -> None:
-        found = [self.output_dir / name for name in RUN_OUTPUTS if (self.output_dir / name).exists()]
+    def _set_aside(self, names: Sequence[str]) -> None:
+        found = [self.output_dir / name for name in names if (self.output_dir / name).exists()]
         if not found:
             return
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(max(path.stat().st_mtime for path in found)))
@@ -227,16 +277,23 @@ def _calling_parser() -> ConfigParser | None:
     return None
 
 
-def _refuse_misspelt_knobs(parser: ConfigParser) -> None:
-    """MONAI takes any ``--name value``; one that nothing refers to and that looks like a knob is a slip of the hand."""
+def _refuse_misspelt_knobs(parser: ConfigParser) -> list[str]:
+    """MONAI takes any ``--name value``; one that nothing refers to and that looks like a knob is a slip of the hand.
+
+    Returns:
+        The other names of plain values that nothing refers to.
+    """
     used = {ReferenceResolver.split_id(name)[0] for name in _all_references(parser.config)}
-    entries = set(parser.config) - {parser.meta_key}
+    entries = set(parser.config) - {parser.meta_key, "bundle_root"}  # applications set it for the bundle's own use
+    unused = []
     for name in sorted(entries - used):
         if isinstance(parser.config[name], (dict, list)) or str(parser.config[name]).startswith("$"):
             continue
         close = difflib.get_close_matches(name, sorted(used & entries), n=1, cutoff=0.75)
         if close:
             raise ValueError(f"unknown knob '{name}': did you mean '{close[0]}'?")
+        unused.append(name)
+    return unused
 
 
 def _all_references(config: Any) -> set[str]:

@@ -1,7 +1,17 @@
 """Datalists, slice data sets and the digital brain phantom."""
 
-from pipeline.data.checks import DataError, check_cases
+from pipeline.data.checks import DataError, check_cases, check_images
 from pipeline.data.datalist import Cases, load_cases
+from pipeline.data.phantom import ensure_phantom, make_phantom
 from pipeline.data.slices import SliceDataset
 
-__all__ = ["Cases", "DataError", "SliceDataset", "check_cases", "load_cases"]
+__all__ = [
+    "Cases",
+    "DataError",
+    "SliceDataset",
+    "check_cases",
+    "check_images",
+    "ensure_phantom",
+    "load_cases",
+    "make_phantom",
+]

@@ -17,7 +17,7 @@ from monai.data import MetaTensor
 from monai.data.utils import to_affine_nd
 from monai.transforms import LoadImage
 
-__all__ = ["REQUIRED_SPLITS", "SPLITS", "DataError", "check_cases", "find_faults"]
+__all__ = ["REQUIRED_SPLITS", "SPLITS", "DataError", "check_cases", "check_images", "find_faults"]
 
 SPLITS = ("training", "validation", "test")
 """Lists of a datalist, in the names of the Medical Segmentation Decathlon."""
@@ -83,6 +83,21 @@ def check_cases(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return digest or ""
 
 
+def check_images(paths: Sequence[str | os.PathLike[str]]) -> None:
+    """Look at images that stand alone, as `check_cases` does at pairs.
+
+    Args:
+        paths: files of 2D or 3D images of one channel.
+
+    Raises:
+        DataError: anything is wrong with any of them; its message lists every fault.
+    """
+    reports = _inspect_all([os.fspath(path) for path in paths])
+    faults = [f"{path}: {fault}" for path, report in reports.items() for fault in report.faults]
+    if faults:
+        raise DataError(faults)
+
+
 def find_faults(
     cases: Mapping[str, Sequence[Mapping[str, Any]]], read_files: bool = True
 ) -> tuple[list[str], str | None]:
@@ -106,16 +121,19 @@ def find_faults(
     if not read_files:
         return faults, None
     paths = list(dict.fromkeys(os.fspath(item[key]) for _, item in entries for key in ("image", "label")))
-    # Decompression and hashing release the interpreter lock.
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        reports = dict(zip(paths, pool.map(_inspect, paths), strict=True))
-
+    reports = _inspect_all(paths)
     for path in paths:
         faults += [f"{path}: {fault}" for fault in reports[path].faults]
     for _, item in entries:
         faults += _compare_pair(os.fspath(item["image"]), os.fspath(item["label"]), reports)
     faults += _find_copies(entries, reports)
     return list(dict.fromkeys(faults)), _combine_digests(reports)
+
+
+def _inspect_all(paths: Sequence[str]) -> dict[str, _FileReport]:
+    """Look at files, several at a time: decompression and hashing release the interpreter lock."""
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        return dict(zip(paths, pool.map(_inspect, paths), strict=True))
 
 
 def _inspect(path: str) -> _FileReport:

@@ -49,6 +49,30 @@ class Cases(dict[str, list[dict[str, str]]]):
 
     digest: str | None = None
 
+    def require(self, split: str) -> list[dict[str, str]]:
+        """Return one list, making sure that there is something in it.
+
+        Args:
+            split: name of the list.
+
+        Raises:
+            ValueError: there is no such list.
+            DataError: the list is empty; the message says how to fill it.
+        """
+        if split not in self:
+            raise ValueError(f"split must be one of {', '.join(self)}, got {split!r}")
+        if not self[split]:
+            images, labels = VOLUME_FOLDERS[split]
+            slices = SLICE_FOLDERS[split]
+            filled = ", ".join(name for name in self if self[name]) or "none"
+            raise DataError(
+                [
+                    f'the data set has no {split} pairs: add a list "{split}" to its datalist, or folders {images} and '
+                    f"{labels}, or {slices}/A and {slices}/B; lists with pairs in them: {filled}"
+                ]
+            )
+        return self[split]
+
 
 def load_cases(
     dataset_dir: str | os.PathLike[str],
@@ -93,7 +117,7 @@ def load_cases(
     if not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction must lie in (0, 1), got {validation_fraction}")
     pattern = _compile(patient_pattern)
-    root = Path(dataset_dir).expanduser()
+    root = Path(str(dataset_dir)).expanduser()  # the command line makes numbers of names that look like one
     if not root.is_dir():
         raise DataError([f"dataset_dir {root} is no folder"])
     cases, faults = _list_cases(root, datalist)
@@ -131,7 +155,7 @@ def _compile(patient_pattern: str | None) -> re.Pattern[str] | None:
 def _list_cases(root: Path, datalist: str | os.PathLike[str] | None) -> tuple[Cases, list[str]]:
     """Find the layout and list it; returns the cases as far as they could be listed, and the faults."""
     if datalist:
-        given = Path(datalist).expanduser()
+        given = Path(str(datalist)).expanduser()
         found = next((path for path in (given, root / given) if path.is_file()), None)
         if found is None:
             return _no_cases(), [f"datalist {given}: no such file, neither as given nor in {root}"]

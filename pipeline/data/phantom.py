@@ -1,7 +1,7 @@
 """The embedded data set: a digital brain phantom of paired T1- and T2-weighted volumes, made on first use.
 
-No download: the anatomy comes from the MNI152 maps inside `nilearn` (`phantom_anatomy`), the contrast from the MR signal
-equations (`phantom_signal`). The pairs are perfectly aligned; training adds the misalignment.
+No download: the anatomy comes from the MNI152 maps inside `nilearn` (`phantom_anatomy`), the contrast from the MR
+signal equations (`phantom_signal`). The pairs are perfectly aligned; training adds the misalignment.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class PhantomParameters:
     subjects: Sequence[int] = (6, 2, 2)
     seed: int = 0
     resolution: float = 2.0
-    noise: float = 0.04
+    noise: float = 0.03
     bias: float = 0.08
     lesions: Sequence[int] = (5, 20)
 

@@ -33,7 +33,7 @@ _ODDS_FLOOR = 0.02  # added to the tissue probabilities before the logarithm
 _SHARPNESS = 2.2  # exponent that turns the blurred population average into the crisp tissue of one subject
 
 # Deep grey nuclei of one side: centre and SD in mm (places read off the MNI152 average), iron relative to the globus
-# pallidum after Hallgren and Sourander, J Neurochem 3:41 (1958).
+# pallidus after Hallgren and Sourander, J Neurochem 3:41 (1958).
 _NUCLEI = (
     ((19.0, -4.0, -1.0), (4.5, 7.0, 4.5), 1.0),  # globus pallidus
     ((26.0, 3.0, 1.0), (4.5, 10.0, 7.0), 0.6),  # putamen
@@ -98,7 +98,7 @@ class Anatomy:
         mask: brain, bool, of the grid's shape.
         fractions: (4, N) volume fractions of `TISSUES`, summing to 1.
         severity: (N,) damage in [0, 1] of the lesion that a voxel belongs to; 0 away from lesions.
-        iron: (N,) iron of the deep grey nuclei relative to the globus pallidum, in [0, 1].
+        iron: (N,) iron of the deep grey nuclei relative to the globus pallidus, in [0, 1].
     """
 
     mask: np.ndarray
@@ -266,7 +266,7 @@ def _add_folia(fractions: np.ndarray, points: np.ndarray, phase: np.ndarray) -> 
 
 
 def _iron_map(points: np.ndarray) -> np.ndarray:
-    """Iron (N,) of the deep grey nuclei at (3, N) template points, relative to the globus pallidum, in [0, 1]."""
+    """Iron (N,) of the deep grey nuclei at (3, N) template points, relative to the globus pallidus, in [0, 1]."""
     iron = np.zeros(points.shape[1], dtype=np.float32)
     one_side = np.stack([np.abs(points[0]), points[1], points[2]])
     for centre, widths, amount in _NUCLEI:

@@ -1,9 +1,9 @@
 """T1- and T2-weighted images of a phantom anatomy, from the MR signal equations.
 
-Relaxation times at 3 T: white and grey matter T1 and white matter T2 from Wansapura et al., J Magn Reson Imaging 9:531
-(1999), grey matter T2 from Stanisz et al., Magn Reson Med 54:507 (2005), fluid T1 from Lin et al., J Magn Reson Imaging
-13:496 (2001). Proton densities: Tofts, Quantitative MRI of the Brain (2003). Lesions span the ranges that are usual for
-multiple sclerosis, from mild damage to black holes.
+Relaxation times at 3 T: T1 of white and grey matter and T2 of white matter from Wansapura et al., J Magn Reson Imaging
+9:531 (1999), T2 of grey matter from Stanisz et al., Magn Reson Med 54:507 (2005), T1 of fluid from Lin et al., Proc
+ISMRM 9:1391 (2001), T2 of fluid a round figure. Proton densities after Tofts, Quantitative MRI of the Brain (2003).
+Lesions span what multiple sclerosis shows, from mild damage to black holes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.data.phantom_anatomy import TISSUES, Anatomy, Grid, subject_rng
 
-INVERSION_RECOVERY = {"repetition_time": 2500.0, "inversion_time": 1200.0, "echo_time": 10.0}  # ms, T1-weighted
+INVERSION_RECOVERY = {"repetition_time": 2500.0, "inversion_time": 1150.0, "echo_time": 10.0}  # ms, T1-weighted
 SPIN_ECHO = {"repetition_time": 6000.0, "echo_time": 100.0}  # ms, T2-weighted
 
 _VARIATION_SPACING = 25.0  # mm, within-tissue variation of the relaxation times
@@ -22,7 +22,7 @@ _BETWEEN_SD = {"t1": 0.03, "t2": 0.015, "density": 0.01}  # of the logarithms, b
 _WITHIN_SD = {"t1": 0.04, "t2": 0.02}  # of the logarithms, within a tissue
 _BIAS_SPACING = 75.0  # mm, coil sensitivity
 _TRANSMIT_BIAS = 0.3  # SD of a contrast's own bias field relative to the shared one of the receiver coil
-_IRON_R2 = 6.0e-3  # 1/ms, extra transverse relaxation of the pallidum at 3 T
+_IRON_R2 = 6.0e-3  # 1/ms, extra transverse relaxation of the globus pallidus at 3 T
 _GAIN = 2000.0  # receiver gain: puts white matter at several hundred, as scanners do
 _SMALLEST_INTENSITY = 1e-3  # of a brain voxel, so that it is never taken for background
 
@@ -86,7 +86,8 @@ def make_images(
         seed: seed of the phantom, >= 0.
         subject: number of the subject, >= 0.
         noise: SD of the noise of each of the two receiver channels, relative to the mean white matter signal.
-        bias: SD of the logarithm of the smooth receiver sensitivity, which is drawn anew for each contrast.
+        bias: SD of the logarithm of the receiver's smooth sensitivity, which both contrasts share; each contrast adds a
+            weaker field of its own.
 
     Returns:
         T1-weighted and T2-weighted volume of the grid's shape, float32: positive in the brain, exactly 0 around it.
@@ -106,7 +107,9 @@ def make_images(
         signal = (anatomy.fractions * tissue_signal).sum(axis=0) * sensitivity
         white = np.average(tissue_signal[0], weights=anatomy.fractions[0])
         channels = noise * white * noise_rng.standard_normal((2, signal.size), dtype=np.float32)
-        magnitude = gain * np.hypot(signal + channels[0], channels[1])  # Rician
+        magnitude = gain * np.hypot(
+            signal + channels[0], channels[1]
+        )  # Rician: Gudbjartsson and Patz, MRM 34:910 (1995)
         image = np.zeros(grid.shape, dtype=np.float32)
         image[anatomy.mask] = np.maximum(magnitude, _SMALLEST_INTENSITY)
         images.append(image)

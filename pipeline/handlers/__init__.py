@@ -9,6 +9,7 @@ from pipeline.handlers.checkpoint import (
     trained_size,
 )
 from pipeline.handlers.drawing import Sample, draw_translation
+from pipeline.handlers.evaluation import EvaluationReport
 from pipeline.handlers.exceptions import on_exception
 from pipeline.handlers.losses import LossCollector, LossEvents
 from pipeline.handlers.pictures import EvaluationPictures, PictureHandler
@@ -23,6 +24,7 @@ __all__ = [
     "CheckpointHandler",
     "EpochSeed",
     "EvaluationPictures",
+    "EvaluationReport",
     "LossCollector",
     "LossEvents",
     "MLflowTracker",

@@ -5,6 +5,7 @@ Below the output directory of a run:
     mlflow_run.json                 the current run: its id, experiment and store
     mlflow_unsent/<key>/run.json    the same, for each run that has something unsent
     mlflow_unsent/<key>/000001.jsonl, 000002.jsonl, ...   the records, oldest first, one JSON object a line
+    mlflow_unsent/<key>/files/...   the files that the records speak of, linked or copied
     mlflow_unsent/<key>.rejected.jsonl   what the store will never take, with its reasons; only if there is any
 
 The training thread appends records; the sending thread closes the segment at hand, sends the closed ones and deletes
@@ -17,6 +18,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import threading
 import time
 import uuid
@@ -39,6 +41,7 @@ RUN_FILE = "mlflow_run.json"
 UNSENT_FOLDER = "mlflow_unsent"
 HEADER_FILE = "run.json"
 LOCK_FILE = "lock"
+FILES_FOLDER = "files"
 
 
 @dataclass
@@ -202,6 +205,31 @@ class Journal:
             if not self._write_failed:
                 self._write_failed = True
                 logger.warning("values for MLflow are lost: %s cannot be written to: %s", self.folder, error)
+
+    def append_file(self, path: Path, folder: str | None) -> None:
+        """Adds a record for a file, and holds on to the file; warns if there is none.
+
+        Args:
+            path: the file; may be moved or replaced afterwards.
+            folder: folder among the run's artifacts; its root if None.
+        """
+        try:
+            kept = self._keep(path)
+        except OSError as error:
+            logger.warning("%s cannot be kept for MLflow: %s", path, error)
+            return
+        self.append("artifact", path=kept.relative_to(self.folder).as_posix(), folder=folder)
+
+    def _keep(self, path: Path) -> Path:
+        path = path.resolve(strict=True)
+        files = self.folder / FILES_FOLDER
+        files.mkdir(exist_ok=True)
+        kept = Path(tempfile.mkdtemp(dir=files)) / path.name  # the name is the artifact's
+        try:
+            os.link(path, kept)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(path, kept)
+        return kept
 
     def _write(self, line: bytes) -> None:
         if self._segment is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import posixpath
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -66,7 +68,7 @@ class RunSender:
     - ``resume``: the run is continued from a checkpoint, and replays what came after it
     - ``params`` and ``tags``: ``values``, a dict of strings
     - ``metrics``: ``time`` in milliseconds, ``steps``, a list, and ``values``, a dict of lists of the same length
-    - ``artifact``: ``path`` of a file, absolute or below the output directory, and ``folder`` to put it in
+    - ``artifact``: ``path`` of a file below the journal's folder, and the artifacts' ``folder`` to put it in
     - ``end``: ``status`` and ``time`` in milliseconds
 
     A value can reach the store twice in two ways, and both are caught. A segment is sent again if its sending was cut
@@ -76,13 +78,11 @@ class RunSender:
     Args:
         journal: the records.
         tracking_uri: the store; may hold a user name and a password, unlike the journal.
-        output_dir: folder that the paths of artifacts are relative to.
     """
 
-    def __init__(self, journal: Journal, tracking_uri: str, output_dir: Path) -> None:
+    def __init__(self, journal: Journal, tracking_uri: str) -> None:
         self.journal = journal
         self.tracking_uri = tracking_uri
-        self._output_dir = output_dir
         self._client: Any = None
         self._last_steps: dict[str, int] = {}
         self._params: dict[str, str] = {}
@@ -142,7 +142,7 @@ class RunSender:
         if found:
             return found[0]
         return client.create_run(
-            experiment_id, start_time=record.start_time, tags={}, run_name=record.run_name
+            experiment_id, start_time=record.start_time, tags={KEY_TAG: record.key}, run_name=record.run_name
         )
 
     def _adopt(self, run: Any) -> None:
@@ -185,9 +185,8 @@ class RunSender:
         self._log_batches("metrics", metrics, METRICS_PER_BATCH)
 
     def _send_artifact(self, path: str, folder: str | None, tries: int = 0) -> None:
-        file = self._output_dir / path
-        if not file.is_file():
-            logger.warning("%s is gone before it was sent to MLflow", file)
+        file = self.journal.folder / path
+        if not file.exists():  # sent before, but we died before we could say so
             return
         try:
             self._client.log_artifact(self._run_id, str(file), folder)
@@ -196,7 +195,8 @@ class RunSender:
             if tries + 1 < ARTIFACT_TRIES:
                 self.journal.append("artifact", path=path, folder=folder, tries=tries + 1)
                 return
-            self._reject({"artifact": path}, error)
+            self._reject({"artifact": posixpath.join(folder or "", file.name)}, error)
+        shutil.rmtree(file.parent)
 
     def _end(self, status: str, time: int) -> None:
         self._client.set_terminated(self._run_id, status, time)
@@ -284,7 +284,6 @@ class SendingThread(threading.Thread):
                 self._sender.tracking_uri
                 if journal.record.tracking_uri == current.tracking_uri
                 else journal.record.tracking_uri,
-                self._output_dir,
             )
             for journal in leftovers(self._output_dir, besides=current.key)
         ]

@@ -1,15 +1,13 @@
-"""Where a run comes from: software, source code, data and settings, as plain strings."""
+"""Where a run comes from: software, source code and settings, as plain strings."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 import platform
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,6 @@ import torch
 
 PACKAGES = {"torch": "torch", "monai": "monai", "mlflow": "mlflow", "ignite": "pytorch-ignite", "numpy": "numpy"}
 GIT_TIMEOUT = 10.0  # seconds
-DIGEST_BLOCKS = 8
-DIGEST_BLOCK_SIZE = 64 * 1024  # bytes
 
 
 def environment(device: torch.device | None = None) -> dict[str, str]:
@@ -56,39 +52,6 @@ def git_state(source: Path) -> tuple[str, bool] | None:
         return None
 
 
-def dataset_digest(files: Iterable[str | Path]) -> str:
-    """Computes a digest of a dataset that is cheap for large files too.
-
-    It covers the files' names below their common folder, their sizes, and blocks spread evenly over each file: all of
-    a file up to 512 KiB. The first and the last block are among them, so that a gzip file's checksum of its whole
-    content is covered.
-
-    Args:
-        files: the files, in any order; missing ones count as such.
-
-    Returns:
-        32 hexadecimal digits.
-    """
-    paths = sorted(Path(os.path.abspath(file)) for file in set(files))
-    root = os.path.commonpath([path.parent for path in paths]) if paths else ""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in paths:
-        digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
-        for block in _blocks(path):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def case_files(dataset: Mapping[str, Sequence[Mapping[str, Any]]] | Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lists the image files of a dataset.
-
-    Args:
-        dataset: cases with ``image`` and ``label`` paths, as a list or as a dict of lists by split.
-    """
-    splits = dataset.values() if isinstance(dataset, Mapping) else [dataset]
-    return [str(case[key]) for split in splits for case in split for key in ("image", "label") if key in case]
-
-
 def flatten(settings: Mapping[str, Any]) -> dict[str, str]:
     """Flattens nested settings to strings.
 
@@ -122,21 +85,6 @@ def _git(folder: Path, *words: str) -> str:
         check=True,
         timeout=GIT_TIMEOUT,
     ).stdout.strip()
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    try:
-        size = path.stat().st_size
-        yield f"{size}\0".encode()
-        with path.open("rb") as file:
-            if size <= DIGEST_BLOCKS * DIGEST_BLOCK_SIZE:
-                yield file.read()
-                return
-            for number in range(DIGEST_BLOCKS):
-                file.seek(number * (size - DIGEST_BLOCK_SIZE) // (DIGEST_BLOCKS - 1))
-                yield file.read(DIGEST_BLOCK_SIZE)
-    except OSError:
-        yield b"missing\0"
 
 
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:

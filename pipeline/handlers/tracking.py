@@ -28,7 +28,7 @@ from pipeline.handlers.mlflow_rules import (
     without_credentials,
 )
 from pipeline.handlers.mlflow_sender import ERROR_TAG, RunSender, SendingThread, prepare_environment
-from pipeline.handlers.provenance import case_files, dataset_digest, environment, flatten, git_state, redact
+from pipeline.handlers.provenance import environment, flatten, git_state, redact
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class MLflowTracker:
 
     Into one MLflow run go: the settings as parameters; each loss term (``train/<term>``) and learning rate
     (``learning_rate/<optimizer>``) and validation metric (``val/<metric>``) by iteration, with ``epoch`` beside them;
-    software, machine, git commit and dataset digest as tags; files; and how it ended, FINISHED, FAILED (with the
+    software, machine and git commit as tags; files; and how it ended, FINISHED, FAILED (with the
     error as a tag) or KILLED (Ctrl-C or SIGTERM).
 
     All that is said is appended to a journal below ``output_dir`` (see `pipeline.handlers.mlflow_journal`), and a
@@ -67,9 +67,7 @@ class MLflowTracker:
         experiment_name: MLflow experiment, made if it is missing.
         run_name: name of the run; MLflow makes one up if None.
         params: settings, already resolved; nested ones get dotted names.
-        tags: more tags.
-        dataset: cases with ``image`` and ``label`` paths, in a list or in a dict of lists by split; their digest and
-            number become tags.
+        tags: more tags, such as the digest of the data.
         optimizers: name -> optimizer, for the learning rates.
         evaluator: engine whose ``state.metrics`` are the validation metrics.
         resume: whether the run is continued from a checkpoint.
@@ -91,7 +89,6 @@ class MLflowTracker:
         run_name: str | None = None,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, Any] | None = None,
-        dataset: Mapping[str, Sequence[Mapping[str, Any]]] | Sequence[Mapping[str, Any]] | None = None,
         optimizers: Mapping[str, torch.optim.Optimizer] | None = None,
         evaluator: Engine | None = None,
         resume: bool = False,
@@ -108,7 +105,6 @@ class MLflowTracker:
         self._run_name = run_name
         self._params = dict(params or {})
         self._tags = dict(tags or {})
-        self._dataset = dataset
         self._optimizers = dict(optimizers or {})
         self._evaluator = evaluator
         self._resume = resume
@@ -133,7 +129,11 @@ class MLflowTracker:
         return None if self._record is None else self._record.run_id
 
     def attach(self, engine: Engine) -> None:
-        """Follows a trainer, whose losses a `pipeline.handlers.losses.LossCollector` gathers."""
+        """Follows a trainer, whose losses a `pipeline.handlers.losses.LossCollector` gathers.
+
+        Attach it behind what runs the validation and before what writes checkpoints: then all values of an epoch are
+        in the journal once there is a checkpoint to resume behind them.
+        """
         if self._uri is None:
             return
         self._trainer = engine
@@ -141,6 +141,7 @@ class MLflowTracker:
         engine.add_event_handler(Events.STARTED, self._on_started)
         engine.add_event_handler(Events.EPOCH_STARTED, self._log_rates)
         engine.add_event_handler(LossEvents.LOSSES_READY, self._log_losses)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._log_epoch)
         if self._evaluator is not None:
             self._evaluator.add_event_handler(Events.COMPLETED, self._log_validation)
 
@@ -158,7 +159,7 @@ class MLflowTracker:
         if resumed:
             self._say("resume")
         self._say("params", values=clean_values(flatten(self._params), PARAM_LENGTH))
-        sender = RunSender(self._journal, self._uri, self.output_dir)
+        sender = RunSender(self._journal, self._uri)
         describe = functools.partial(self._describe, self._journal)
         self._thread = SendingThread(sender, self.output_dir, self._send_interval, describe)
         self._thread.start()
@@ -179,10 +180,11 @@ class MLflowTracker:
         """Sends a file.
 
         Args:
-            path: the file; a relative path is one below the output directory. It has to stay until it was sent.
+            path: the file; a relative path is one below the output directory. It may be moved or deleted afterwards.
             folder: folder among the artifacts; its root if None.
         """
-        self._say("artifact", path=str(path), folder=folder)
+        if self._journal is not None:
+            self._journal.append_file(self.output_dir / path, folder)
 
     def log_tags(self, tags: Mapping[str, Any]) -> None:
         """Sets tags."""
@@ -237,7 +239,7 @@ class MLflowTracker:
         return Journal(unsent / record.key, record, run_file), False
 
     def _describe(self, journal: Journal) -> None:
-        """Tags the run with its origin; reads files and calls git, so it belongs into the thread."""
+        """Tags the run with its origin; calls git, so it belongs into the thread."""
         try:
             parameters = [p for o in self._optimizers.values() for group in o.param_groups for p in group["params"]]
             tags: dict[str, Any] = {
@@ -247,9 +249,6 @@ class MLflowTracker:
             state = git_state(Path(__file__).resolve())
             if state is not None:
                 tags |= {"mlflow.source.git.commit": state[0], "git.commit": state[0], "git.dirty": state[1]}
-            if self._dataset is not None:
-                files = case_files(self._dataset)
-                tags |= {"dataset.digest": dataset_digest(files), "dataset.files": len(files)}
             journal.append("tags", values=clean_values(flatten(tags | self._tags), TAG_LENGTH))
         except Exception as error:
             logger.warning("the origin of the run could not be told to MLflow: %s", error)
@@ -258,7 +257,7 @@ class MLflowTracker:
         self.start()
         # Only now, so that these come behind the handlers that write files at the same events.
         if not engine.has_event_handler(self._on_completed, Events.COMPLETED):
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self._on_epoch_completed)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._log_new_files)
             engine.add_event_handler(Events.COMPLETED, self._on_completed)
             engine.add_event_handler(Events.TERMINATE, self._on_terminate)
             on_exception(engine, self._on_exception)
@@ -281,10 +280,9 @@ class MLflowTracker:
         step = self._trainer.state.iteration if self._trainer is not None else 0
         self.log_metrics({f"val/{name}": value for name, value in evaluator.state.metrics.items()}, step)
 
-    def _on_epoch_completed(self, engine: Engine) -> None:
+    def _log_epoch(self, engine: Engine) -> None:
         metrics = {f"train/{name}": value for name, value in engine.state.metrics.items()}
         self.log_metrics(metrics | {"epoch": engine.state.epoch}, engine.state.iteration)
-        self._log_new_files()
 
     def _on_completed(self, engine: Engine) -> None:
         self.close("FINISHED")
@@ -324,7 +322,7 @@ class MLflowTracker:
             return
         self._sent_files[str(relative)] = (status.st_mtime_ns, status.st_size)
         folder = relative.parent.as_posix()
-        self.log_artifact(relative.as_posix(), None if folder == "." else folder)
+        self.log_artifact(relative, None if folder == "." else folder)
 
     def _log_series(self, steps: list[int], values: Mapping[str, list[float]]) -> None:
         if values:

@@ -1,5 +1,5 @@
 """Translation of whole volumes."""
 
-from pipeline.inference.volumes import find_volumes
+from pipeline.inference.volumes import find_volumes, output_suffix
 
-__all__ = ["find_volumes"]
+__all__ = ["find_volumes", "output_suffix"]

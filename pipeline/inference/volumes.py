@@ -1,14 +1,18 @@
-"""What whole-volume translation needs beside the network: which files, at which size."""
+"""What whole-volume translation needs beside the network: which files to read and which kind to write."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-IMAGE_SUFFIXES = (".nii", ".nii.gz", ".npy", ".nrrd", ".mha", ".mhd")
+from pipeline.data.checks import DataError, check_images
+from pipeline.data.datalist import IMAGE_SUFFIXES, name_of
+
+OUTPUT_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+"""Formats that hold float32 voxels and their position in space."""
 
 
 def find_volumes(path: str | Path) -> list[dict[str, str]]:
-    """Source volumes to translate.
+    """Find the source volumes to translate, and look into each before any is translated.
 
     Args:
         path: an image file; a folder of image files; or a data set's folder, whose ``imagesTs`` is meant.
@@ -17,16 +21,42 @@ def find_volumes(path: str | Path) -> list[dict[str, str]]:
         One ``{"image": path}`` per volume, in the order of their names.
 
     Raises:
-        FileNotFoundError: if the path does not exist, or holds no image.
+        FileNotFoundError: the path does not exist, or holds no image.
+        DataError: an image cannot be translated (see `pipeline.data.checks.check_images`), or two would be translated
+            into files of one name; the message lists every fault.
     """
-    path = Path(path).expanduser()
+    path = Path(str(path)).expanduser()  # the command line makes numbers of names that look like one
     if not path.exists():
         raise FileNotFoundError(f"image: {path} does not exist")
-    if path.is_dir():
-        folder = path / "imagesTs" if (path / "imagesTs").is_dir() else path
-        files = sorted(file for file in folder.iterdir() if file.name.lower().endswith(IMAGE_SUFFIXES))
-        if not files:
-            raise FileNotFoundError(f"image: no file ending in {', '.join(IMAGE_SUFFIXES)} in {folder}")
-    else:
-        files = [path]
+    files = _images_in(path) if path.is_dir() else [path]
+    check_images(files)
     return [{"image": str(file)} for file in files]
+
+
+def output_suffix(value: str) -> str:
+    """Check the suffix of the files to write.
+
+    Raises:
+        ValueError: it is of no format that can hold a translated volume.
+    """
+    if value not in OUTPUT_SUFFIXES:
+        raise ValueError(f"output_ext must be one of {', '.join(OUTPUT_SUFFIXES)}, got {value!r}")
+    return value
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Return the images of a folder, or of its ``imagesTs`` if it has one."""
+    folder = folder / "imagesTs" if (folder / "imagesTs").is_dir() else folder
+    files = sorted(file for file in folder.iterdir() if file.name.lower().endswith(IMAGE_SUFFIXES))
+    files = [file for file in files if not file.name.startswith(".")]
+    if not files:
+        raise FileNotFoundError(f"image: no file ending in {', '.join(IMAGE_SUFFIXES)} in {folder}")
+    first_of: dict[str, Path] = {}
+    faults = []
+    for file in files:
+        first = first_of.setdefault(name_of(file), file)
+        if first is not file:
+            faults.append(f"{folder}: {first.name} and {file.name} differ in the suffix only")
+    if faults:
+        raise DataError(faults)
+    return files

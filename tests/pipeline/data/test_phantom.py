@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -36,10 +38,19 @@ def light_template(template: BrainTemplate, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(phantom, "BrainTemplate", lambda: template)
 
 
+@pytest.fixture(scope="module")
+def master(template: BrainTemplate, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("master") / "small"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phantom, "BrainTemplate", lambda: template)
+        make_phantom(folder, **SMALL)
+    return folder
+
+
 @pytest.fixture
-def small(light_template: None, tmp_path: Path) -> Path:
-    make_phantom(tmp_path / "small", **SMALL)
-    return tmp_path / "small"
+def small(master: Path, light_template: None, tmp_path: Path) -> Path:
+    """A small phantom of the test's own, which it may break."""
+    return Path(shutil.copytree(master, tmp_path / "small"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -56,6 +67,8 @@ def medians(subject: phantom.Subject, volume: np.ndarray) -> dict[str, float]:
 
 
 class TestImages:
+    """What a radiologist would check."""
+
     def test_contrast_is_that_of_mr(self, subject: phantom.Subject) -> None:
         t1, t2 = medians(subject, subject.t1), medians(subject, subject.t2)
         assert t1["fluid"] < 0.25 * t1["white"]
@@ -68,12 +81,12 @@ class TestImages:
         assert abs(t1["lesion"] - t1["grey"]) < 0.2 * t1["white"]
         assert t2["lesion"] > 1.15 * t2["grey"]
 
-    def test_lesions_lie_where_white_matter_is_and_vary(self, template: BrainTemplate) -> None:
-        parameters = PhantomParameters(resolution=4.0)
+    def test_lesions_vary_in_number_and_size(self, template: BrainTemplate) -> None:
+        parameters = PhantomParameters(resolution=6.0)
         volumes = [simulate_subject(k, parameters, template).anatomy.fractions[3].sum() for k in range(1, 6)]
         assert min(volumes) > 0
         assert max(volumes) > 1.5 * min(volumes)
-        none = simulate_subject(1, PhantomParameters(resolution=4.0, lesions=(0, 0)), template)
+        none = simulate_subject(1, PhantomParameters(resolution=6.0, lesions=(0, 0)), template)
         assert not none.anatomy.fractions[3].any()
 
     def test_magnitudes_are_those_of_a_scanner(self, subject: phantom.Subject) -> None:
@@ -88,9 +101,9 @@ class TestImages:
             assert volume.min() == 0
 
     def test_brain_has_the_size_of_a_brain(self, template: BrainTemplate) -> None:
-        parameters = PhantomParameters(resolution=4.0)
+        parameters = PhantomParameters(resolution=6.0)
         for number in range(1, 5):
-            millilitres = simulate_subject(number, parameters, template).anatomy.mask.sum() * 4.0**3 / 1000
+            millilitres = simulate_subject(number, parameters, template).anatomy.mask.sum() * 6.0**3 / 1000
             assert 1100 < millilitres < 1900
 
     def test_fractions_add_up(self, subject: phantom.Subject) -> None:
@@ -112,28 +125,29 @@ class TestImages:
         assert np.std(t2 - look_up[bins]) > 3 * PhantomParameters.noise * white
 
     def test_noise_is_rician_and_white(self, template: BrainTemplate) -> None:
-        clean = simulate_subject(1, PhantomParameters(noise=0.0), template)
-        noisy = simulate_subject(1, PhantomParameters(noise=0.05), template)
+        clean, noisy = (
+            simulate_subject(1, PhantomParameters(resolution=3.0, noise=noise), template) for noise in (0.0, 0.05)
+        )
         core = clean.anatomy.fractions[0] > 0.95
         difference = (noisy.t1 - clean.t1)[clean.anatomy.mask][core] / clean.t1[clean.anatomy.mask][core].mean()
-        assert abs(difference.std() - 0.05) < 0.005
-        fluid = clean.anatomy.fractions[2] > 0.95
+        assert abs(difference.std() - 0.05) < 0.003
+        fluid = clean.anatomy.fractions[2] > 0.9
         assert noisy.t1[clean.anatomy.mask][fluid].mean() > clean.t1[clean.anatomy.mask][fluid].mean()  # noise floor
 
     def test_bias_differs_between_the_contrasts(self, template: BrainTemplate) -> None:
         shaded, flat = (
             simulate_subject(1, PhantomParameters(resolution=4.0, noise=0.0, bias=bias), template) for bias in (0.1, 0)
         )
-        ratios = [
-            (with_bias / without)[flat.anatomy.mask]
-            for with_bias, without in ((shaded.t1, flat.t1), (shaded.t2, flat.t2))
-        ]
+        inside = flat.anatomy.mask
+        ratios = [shaded.t1[inside] / flat.t1[inside], shaded.t2[inside] / flat.t2[inside]]
         for ratio in ratios:
             assert 0.03 < ratio.std() < 0.3
         assert np.abs(ratios[0] / ratios[1] - 1).max() > 0.02
 
 
 class TestDeterminism:
+    """A subject depends on the seed and its number, and on nothing else."""
+
     def test_same_seed_same_arrays_and_another_seed_others(self, template: BrainTemplate) -> None:
         first, again, other = (
             simulate_subject(2, PhantomParameters(seed=seed, resolution=6.0), template) for seed in (3, 3, 4)
@@ -171,6 +185,8 @@ class TestDeterminism:
 
 
 class TestWarp:
+    """Smooth fields and the warp made of them."""
+
     def test_smooth_field_is_the_same_at_any_resolution(self) -> None:
         fine = Grid(2.0).smooth_field(subject_rng(0, 1, "shape"), 20.0)
         coarse = Grid(4.0).smooth_field(subject_rng(0, 1, "shape"), 20.0)
@@ -193,6 +209,8 @@ class TestWarp:
 
 
 class TestSignal:
+    """The signal equations, by hand."""
+
     def test_spin_echo_by_hand(self) -> None:
         # TR = T1 ln 2 recovers half; TE = T2 ln 4 leaves a quarter
         signal = spin_echo_signal(1000.0, 100.0, 0.8, repetition_time=1000 * np.log(2), echo_time=100 * np.log(4))
@@ -208,6 +226,8 @@ class TestSignal:
 
 
 class TestDataSet:
+    """The folder on disk: complete, reused, refused, or not there."""
+
     def test_datalist_names_every_file(self, small: Path) -> None:
         datalist = json.loads((small / "datalist.json").read_text())
         assert {"name", "description", "modality", "training", "validation", "test"} <= set(datalist)
@@ -305,20 +325,23 @@ class TestDataSet:
         assert make_phantom(tmp_path / "race", **SMALL).is_file()
         assert [folder.name for folder in tmp_path.iterdir()] == ["race"]
 
-    def test_two_processes_at_once(self, tmp_path: Path) -> None:
-        context = multiprocessing.get_context("spawn")
-        parameters = {"subjects": (1, 0, 0), "resolution": 8.0}
-        both = [context.Process(target=make_phantom, args=(tmp_path / "both",), kwargs=parameters) for _ in range(2)]
-        for process in both:
-            process.start()
-        for process in both:
-            process.join(60)
-        assert [process.exitcode for process in both] == [0, 0]
+    def test_two_at_once_do_not_break_each_other(self, light_template: None, tmp_path: Path) -> None:
+        start = threading.Barrier(2)
+
+        def make() -> Path:
+            start.wait()
+            return make_phantom(tmp_path / "both", **SMALL)
+
+        with ThreadPoolExecutor(2) as pool:
+            results = [job.result() for job in [pool.submit(make) for _ in range(2)]]
+        assert results == [tmp_path / "both" / "datalist.json"] * 2
         assert [folder.name for folder in tmp_path.iterdir()] == ["both"]
-        assert make_phantom(tmp_path / "both", **parameters).is_file()
+        assert make_phantom(tmp_path / "both", **SMALL).is_file()
 
 
 class TestEnsure:
+    """The phantom as the default of a config."""
+
     def test_makes_it_once_and_says_so_in_one_line(
         self, light_template: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:

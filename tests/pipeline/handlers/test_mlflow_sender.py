@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("mlflow_environment")
 @pytest.fixture
 def sender(tmp_path: Path, store: str) -> RunSender:
     journal = Journal(tmp_path / "mlflow_unsent" / "key", RunRecord(store, "study"))
-    return RunSender(journal, store, tmp_path)
+    return RunSender(journal, store)
 
 
 def say(sender: RunSender, key: str, steps: list[int], time: int = 1) -> None:
@@ -107,7 +107,7 @@ def test_a_delivery_that_was_cut_short_is_repeated_without_doubles(sender: RunSe
     assert not sender.journal.segments()
 
 
-def test_replayed_steps_of_several_deaths_are_left_out(sender: RunSender, tmp_path: Path, store: str) -> None:
+def test_replayed_steps_of_several_deaths_are_left_out(sender: RunSender, store: str) -> None:
     say(sender, "a", list(range(1, 11)))
     sender.deliver()
     sender.journal.append("resume")
@@ -118,7 +118,7 @@ def test_replayed_steps_of_several_deaths_are_left_out(sender: RunSender, tmp_pa
     say(sender, "b", [1], time=3)
     sender.journal.close()
     # A third process finds what the second one did not send.
-    again = RunSender(Journal(sender.journal.folder), store, tmp_path)
+    again = RunSender(Journal(sender.journal.folder), store)
     again.deliver()
     assert steps_of(again, "a") == list(range(1, 13))
     assert steps_of(again, "b") == [1]
@@ -164,10 +164,30 @@ def test_a_broken_artifact_store_does_not_hold_up_the_metrics(
     assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
 
 
-def test_a_file_that_is_gone_is_left_out(sender: RunSender, caplog: pytest.LogCaptureFixture) -> None:
-    sender.journal.append("artifact", path="gone.png", folder=None)
+def test_a_file_is_sent_as_it_was_when_it_was_logged(sender: RunSender, tmp_path: Path, client: Client) -> None:
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"first run")
+    sender.journal.append_file(picture, "pictures")
+    picture.unlink()
+    picture.write_bytes(b"second run")
+    sender.journal.append_file(tmp_path / "never_written.png", None)
     sender.deliver()
-    assert "gone.png is gone" in caplog.text
+    sent = client.real.download_artifacts(sender.journal.record.run_id, "pictures/picture.png", str(tmp_path))
+    assert Path(sent).read_bytes() == b"first run"
+    assert not list(sender.journal.folder.glob("files/*"))
+
+
+def test_a_file_is_copied_where_it_cannot_be_linked(
+    sender: RunSender, tmp_path: Path, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*words: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr("os.link", refuse)
+    (tmp_path / "config.json").write_text("{}")
+    sender.journal.append_file(tmp_path / "config.json", None)
+    sender.deliver()
+    assert [artifact.path for artifact in client.real.list_artifacts(sender.journal.record.run_id)] == ["config.json"]
 
 
 def test_a_busy_store_is_not_worth_a_warning(

@@ -57,8 +57,6 @@ def test_a_run_holds_settings_numbers_files_and_origin(tmp_path: Path, store: st
     output_dir = tmp_path / "out"
     output_dir.mkdir()
     (output_dir / "config.json").write_text("{}")
-    volume = tmp_path / "volume.nii"
-    volume.write_bytes(b"voxels")
     trainer, tracker = build(
         output_dir,
         store,
@@ -66,7 +64,6 @@ def test_a_run_holds_settings_numbers_files_and_origin(tmp_path: Path, store: st
         run_name="first",
         params={"max_epochs": 3, "weights": {"adversarial": 1}, "train#handlers": "a" * 7000, "b" * 300: 1},
         tags={"purpose": "test"},
-        dataset={"training": [{"image": str(volume), "label": str(volume)}]},
         artifacts=("config.json", "pictures", "never_written"),
     )
     run(trainer)
@@ -82,7 +79,6 @@ def test_a_run_holds_settings_numbers_files_and_origin(tmp_path: Path, store: st
     tags = found.data.tags
     assert tags["purpose"] == "test"
     assert tags["env.device"] == "cpu"
-    assert len(tags["dataset.digest"]) == 32
     assert {"env.python", "env.torch", "env.monai", "env.mlflow", "env.ignite", "env.os"} <= set(tags)
     assert history(store, tracker.run_id) == EXPECTED_HISTORY
     artifacts = Path(tmp_path / "store" / "mlartifacts" / tracker.run_id / "artifacts")
@@ -98,7 +94,7 @@ def test_a_run_holds_settings_numbers_files_and_origin(tmp_path: Path, store: st
 def test_each_version_of_a_file_is_sent_once(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[str] = []
     monkeypatch.setattr(
-        mlflow_sender.RunSender, "_send_artifact", lambda self, path, folder, tries=0: sent.append(path)
+        mlflow_sender.RunSender, "_send_artifact", lambda self, path, folder, tries=0: sent.append(Path(path).name)
     )
     trainer, _ = build(tmp_path, store, artifacts=("pictures", "config.json"))
 
@@ -108,7 +104,7 @@ def test_each_version_of_a_file_is_sent_once(tmp_path: Path, store: str, monkeyp
             (tmp_path / "config.json").write_text("x" * engine.state.epoch)
 
     run(trainer)
-    assert sorted(sent) == ["config.json"] * 2 + [f"pictures/epoch{epoch}.png" for epoch in (1, 2, 3)]
+    assert sorted(sent) == ["config.json"] * 2 + [f"epoch{epoch}.png" for epoch in (1, 2, 3)]
 
 
 @pytest.mark.parametrize(
