@@ -18,7 +18,6 @@ from filelock import FileLock, Timeout
 from monai.bundle import ConfigParser
 from monai.bundle.reference_resolver import ReferenceResolver
 
-from pipeline.handlers.checkpoint import LAST
 from pipeline.handlers.files import replacing
 
 CONFIG_FILE = "config.json"
@@ -31,7 +30,6 @@ RUN_OUTPUTS = (
     "evaluation",
     "mlflow_run.json",
 )
-WEIGHTS = ("checkpoints", "model.pt")
 # How the errors begin that MONAI wraps around what a config's part raises.
 WRAPPERS = ("Failed to instantiate", "Failed to evaluate", "applying transform")
 # Knobs that are whole numbers, with the least that each may be.
@@ -224,9 +222,7 @@ class RunFolder:
                 f"output_dir {self.output_dir} is in use by another running process; choose another"
             ) from None
         if not resume:
-            self._set_aside(RUN_OUTPUTS)
-        elif not (self.output_dir / "checkpoints" / LAST).exists():  # training will start from the first epoch
-            self._set_aside(WEIGHTS)
+            self._set_aside()
         self._write_config()
 
     @property
@@ -245,8 +241,8 @@ class RunFolder:
             return {}
         return {name: value for name, value in self._parser.config.items() if name != self._parser.meta_key}
 
-    def _set_aside(self, names: Sequence[str]) -> None:
-        found = [self.output_dir / name for name in names if (self.output_dir / name).exists()]
+    def _set_aside(self) -> None:
+        found = [self.output_dir / name for name in RUN_OUTPUTS if (self.output_dir / name).exists()]
         if not found:
             return
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(max(path.stat().st_mtime for path in found)))

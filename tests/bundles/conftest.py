@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from monai.bundle.scripts import run as run_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,7 +68,28 @@ def dataset_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-Runner = Callable[..., list[Any]]
+INFERENCE_SETTINGS = (
+    "device",
+    "output_dir",
+    "network_def#generator#filters",
+    "network_def#generator#residual_blocks",
+)
+
+
+def run_chain(chain: Sequence[str], run_id: str = "run", **settings: Any) -> None:
+    """Run a chain of the bundle's configs in this process, small; ``settings`` come last."""
+    defaults: dict[str, Any] = {**TINY, "tracking_uri": "none"}
+    if "train.json" not in chain:
+        defaults = {name: value for name, value in TINY.items() if name in INFERENCE_SETTINGS}
+    run_bundle(
+        run_id=run_id,
+        config_file=[str(CONFIGS / name) for name in chain],
+        logging_file=False,
+        **(defaults | settings),
+    )
+
+
+Runner = Callable[..., None]
 
 
 @pytest.fixture
@@ -76,20 +98,22 @@ def run_config(dataset_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def run(*chain: str, run_id: str = "run", **overrides: Any) -> None:
-        settings = {"dataset_dir": str(dataset_dir), "output_dir": str(tmp_path / "run"), **TINY}
-        if chain[0] == "train.json":
-            settings["tracking_uri"] = "none"
-        else:
-            settings = {name: value for name, value in settings.items() if name in INFERENCE_SETTINGS}
-        settings |= overrides
-        run_bundle(run_id=run_id, config_file=[str(CONFIGS / name) for name in chain], logging_file=False, **settings)
+        run_chain(chain, run_id, **{"dataset_dir": str(dataset_dir), "output_dir": str(tmp_path / "run"), **overrides})
 
     return run
 
 
-INFERENCE_SETTINGS = (
-    "device",
-    "output_dir",
-    "network_def#generator#filters",
-    "network_def#generator#residual_blocks",
-)
+@pytest.fixture(scope="session")
+def trained_run(dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished run that has learned the two contrasts; to be read only."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    settings = {"noise_level": 0, "learning_rate": 0.003, "max_epochs": 15, "val_interval": 15, "picture_interval": 15}
+    run_chain(["train.json"], dataset_dir=str(dataset_dir), output_dir=str(folder), **settings)
+    return folder
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Content of every file below a folder, by relative name."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
