@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from monai.bundle import ConfigParser
 from monai.bundle.reference_resolver import ReferenceResolver
 
-from pipeline.handlers.files import replacing
+from pipeline.files import ProcessLock, replacing
 
 CONFIG_FILE = "config.json"
 # What a run writes into its folder; an earlier run's files of these names are set aside before a new one starts.
@@ -30,6 +29,8 @@ RUN_OUTPUTS = (
     "evaluation",
     "mlflow_run.json",
 )
+# What every bundle of the model zoo has, whether or not anything in it refers to it.
+ZOO_NAMES = ("bundle_root", "dataset_dir")
 # How the errors begin that MONAI wraps around what a config's part raises.
 WRAPPERS = ("Failed to instantiate", "Failed to evaluate", "applying transform")
 # Knobs that are whole numbers, with the least that each may be.
@@ -43,6 +44,8 @@ LEAST = {
     "picture_interval": 1,
     "slices_at_once": 1,
 }
+# Folders are held until the process ends, so that handlers may write to the last; runs of one process may share one.
+_TAKEN: dict[Path, ProcessLock] = {}
 logger = logging.getLogger(__name__)
 
 
@@ -214,16 +217,18 @@ class RunFolder:
                 f"resume: {self.output_dir} holds no run (no {CONFIG_FILE}); leave resume out to start one"
             )
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.output_dir / ".lock", is_singleton=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise RuntimeError(
-                f"output_dir {self.output_dir} is in use by another running process; choose another"
-            ) from None
+        self._take_folder()
         if not resume:
             self._set_aside()
         self._write_config()
+
+    def _take_folder(self) -> None:
+        if self.output_dir in _TAKEN:
+            return
+        lock = ProcessLock(self.output_dir / ".lock")
+        if not lock.acquire():
+            raise RuntimeError(f"output_dir {self.output_dir} is in use by another running process; choose another")
+        _TAKEN[self.output_dir] = lock
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -280,7 +285,7 @@ def _refuse_misspelt_knobs(parser: ConfigParser) -> list[str]:
         The other names of plain values that nothing refers to.
     """
     used = {ReferenceResolver.split_id(name)[0] for name in _all_references(parser.config)}
-    entries = set(parser.config) - {parser.meta_key, "bundle_root"}  # applications set it for the bundle's own use
+    entries = set(parser.config) - {parser.meta_key, *ZOO_NAMES}
     unused = []
     for name in sorted(entries - used):
         if isinstance(parser.config[name], (dict, list)) or str(parser.config[name]).startswith("$"):

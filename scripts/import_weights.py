@@ -101,9 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     options = build_parser().parse_args(arguments)
     try:
-        lines = convert(
-            options.source, options.destination, options.target_window, options.image_size, options.force
-        )
+        lines = convert(options.source, options.destination, options.target_window, options.image_size, options.force)
     except WeightsError as error:
         sys.exit(f"import_weights.py: error: {error}")
     print("\n".join(lines))

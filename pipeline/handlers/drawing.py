@@ -13,7 +13,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from pipeline.handlers.files import replacing
+from pipeline.files import replacing
 from pipeline.metrics.image import BACKGROUND_TOLERANCE
 
 PANEL_WIDTH = 1.8  # inches

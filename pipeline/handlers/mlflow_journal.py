@@ -23,17 +23,11 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from pipeline.handlers.files import replacing
-
-if os.name == "nt":
-    import msvcrt
-else:
-    import fcntl
+from pipeline.files import ProcessLock, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -81,70 +75,6 @@ class RunRecord:
         """Writes the record, in one piece."""
         with replacing(path) as beside:
             beside.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-
-
-class ProcessLock:
-    """A lock on a file that ends with the process that holds it, however that dies.
-
-    Unlike ``flock``, which the `filelock` package uses, it is not inherited by forked children, so that the data loader
-    workers of a killed process do not hold on to it.
-
-    Args:
-        path: file to lock; made where it is missing.
-    """
-
-    _held: ClassVar[set[str]] = set()
-    _guard = threading.Lock()
-
-    def __init__(self, path: Path) -> None:
-        self._name = os.path.abspath(path)
-        self._descriptor: int | None = None
-
-    def acquire(self) -> bool:
-        """Takes the lock if it is free; says whether it is ours now."""
-        with self._guard:  # the system's locks do not part the threads of one process
-            if self._name in self._held:
-                return False
-            descriptor = os.open(self._name, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                if os.name == "nt":
-                    msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-                else:
-                    fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(descriptor)
-                return False
-            self._held.add(self._name)
-            self._descriptor = descriptor
-            return True
-
-    @contextmanager
-    def waiting(self, timeout: float) -> Iterator[None]:
-        """Holds the lock for a ``with`` block.
-
-        Args:
-            timeout: longest wait for it in seconds.
-
-        Raises:
-            TimeoutError: somebody else holds it that long.
-        """
-        deadline = time.monotonic() + timeout
-        while not self.acquire():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{self._name} is locked by another process for more than {timeout:g} s")
-            time.sleep(0.05)
-        try:
-            yield
-        finally:
-            self.release()
-
-    def release(self) -> None:
-        """Gives the lock back."""
-        with self._guard:
-            if self._descriptor is not None:
-                os.close(self._descriptor)
-                self._descriptor = None
-                self._held.discard(self._name)
 
 
 class Journal:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.handlers.mlflow_journal import Journal, ProcessLock, leftovers, read_segment
+from pipeline.files import ProcessLock
+from pipeline.handlers.mlflow_journal import Journal, leftovers, read_segment
 from pipeline.handlers.mlflow_rules import METRICS_PER_BATCH, PARAMS_AND_TAGS_PER_BATCH, sqlite_path
 
 logger = logging.getLogger(__name__)

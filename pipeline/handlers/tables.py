@@ -16,7 +16,7 @@ import torch
 from ignite.engine import Engine, Events
 from tqdm import tqdm
 
-from pipeline.handlers.files import replacing
+from pipeline.files import replacing
 
 # Prefix of a candidate's metrics in ``engine.state.metrics`` -> what readers call it.
 CANDIDATES: dict[str, str] = {"": "prediction", "source_": "source as it is", "intensity_map_": "intensity map"}

@@ -113,7 +113,12 @@ def trained_run(dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-def snapshot(folder: Path) -> dict[str, bytes]:
-    """Content of every file below a folder, by relative name."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+@pytest.fixture
+def snapshot() -> Callable[[Path], dict[str, bytes]]:
+    """Takes the content of every file below a folder, by relative name, to see whether anything was changed."""
+
+    def take(folder: Path) -> dict[str, bytes]:
+        files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+    return take

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.handlers.mlflow_journal import Journal, ProcessLock, RunRecord, leftovers, read_segment
+from pipeline.handlers.mlflow_journal import Journal, RunRecord, leftovers, read_segment
 
 RECORD = RunRecord("sqlite:////a.db", "study", key="k" * 32, start_time=1)
 
@@ -100,16 +100,3 @@ def test_a_full_disk_is_warned_of_once(
     journal.append("metrics", n=3)
     assert [json.loads(path.read_text())["n"] for path in journal.closed_segments()] == [3]
     assert len(caplog.records) == 1
-
-
-def test_a_lock_can_be_waited_for(tmp_path: Path) -> None:
-    lock = ProcessLock(tmp_path / "lock")
-    assert lock.acquire()
-    other = ProcessLock(tmp_path / "lock")
-    with pytest.raises(TimeoutError, match="locked by another"), other.waiting(0.0):
-        pass
-    threading.Timer(0.1, lock.release).start()
-    with other.waiting(60.0):
-        assert not lock.acquire()
-    assert lock.acquire()
-    lock.release()

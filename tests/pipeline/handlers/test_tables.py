@@ -11,7 +11,6 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 
-from pipeline.handlers.files import replacing
 from pipeline.handlers.tables import (
     CaseTable,
     ScoreTable,
@@ -50,22 +49,6 @@ def evaluate(output_dir: Path, details: dict[str, torch.Tensor], cases: list[tup
 def read_csv(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def test_replacing_leaves_the_old_file_when_writing_fails(tmp_path):
-    path = tmp_path / "new" / "file.txt"
-    with replacing(path) as beside:
-        beside.write_text("old")
-
-    def fail() -> None:
-        with replacing(path) as beside:
-            beside.write_text("half")
-            raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        fail()
-    assert path.read_text() == "old"
-    assert list(path.parent.iterdir()) == [path]
 
 
 def test_score_rows_set_the_prediction_beside_both_baselines():
