@@ -68,7 +68,7 @@ class MLflowTracker:
         run_name: name of the run; MLflow makes one up if None.
         params: settings, already resolved; nested ones get dotted names.
         tags: more tags, such as the digest of the data.
-        optimizers: name -> optimizer, for the learning rates.
+        optimizers: name -> optimizer, for the learning rates; None values are left out.
         evaluator: engine whose ``state.metrics`` are the validation metrics.
         resume: whether the run is continued from a checkpoint.
         artifacts: files and folders below ``output_dir`` to send, new and changed files at the end of each epoch and
@@ -89,7 +89,7 @@ class MLflowTracker:
         run_name: str | None = None,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, Any] | None = None,
-        optimizers: Mapping[str, torch.optim.Optimizer] | None = None,
+        optimizers: Mapping[str, torch.optim.Optimizer | None] | None = None,
         evaluator: Engine | None = None,
         resume: bool = False,
         artifacts: Sequence[str] = (),
@@ -105,7 +105,7 @@ class MLflowTracker:
         self._run_name = run_name
         self._params = dict(params or {})
         self._tags = dict(tags or {})
-        self._optimizers = dict(optimizers or {})
+        self._optimizers = {name: item for name, item in (optimizers or {}).items() if item is not None}
         self._evaluator = evaluator
         self._resume = resume
         self._artifacts = tuple(artifacts)

@@ -53,6 +53,17 @@ def test_every_training_chain_runs(run_config, tmp_path, capsys, chain):
     assert str(tmp_path / "run" / "model.pt") in printed
 
 
+@pytest.mark.parametrize(
+    ("weights", "absent"),
+    [({"correction": 20, "smoothness": 10}, "discriminator"), ({"adversarial": 1}, "registration")],
+)
+def test_a_mode_is_a_set_of_weights(run_config, tmp_path, weights, absent):
+    run_config("train.json", weights=weights)
+    saved = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")
+    assert not any(name.startswith(absent) for name in saved["network"])
+    assert ("discriminator_optimizer" in saved) == (absent != "discriminator")
+
+
 def test_written_config_runs_by_itself(run_config, tmp_path):
     run_config("train.json")
     before = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")

@@ -1,0 +1,175 @@
+"""Scores, tables and pictures of a trained run on cases that it never saw, and their place in its MLflow run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+from monai.bundle import ConfigWorkflow
+from skimage.io import imread
+from skimage.metrics import structural_similarity
+
+from pipeline.bundle import project_dir
+from pipeline.handlers import load_checkpoint
+
+CHAIN = ("train.json", "evaluate.json")
+CANDIDATES = {"": "prediction", "source_": "source as it is", "intensity_map_": "intensity map"}
+COLUMNS = [prefix + score for prefix in CANDIDATES for score in ("nmae", "psnr", "ssim")]
+
+
+@pytest.fixture
+def run_dir(trained_run, tmp_path):
+    """A copy of a finished run's folder, where ``run_config`` looks for it."""
+    shutil.copytree(trained_run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def read_cases(run_dir):
+    with (run_dir / "evaluation" / "cases.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_tables_and_pictures_are_written_and_said(run_config, run_dir, capsys):
+    run_config(*CHAIN)
+    folder = run_dir / "evaluation"
+    rows = read_cases(run_dir)
+    assert set(rows[0]) == {"case", "slice", *COLUMNS}
+    assert {row["case"] for row in rows} == {"images/d"}
+    assert [int(row["slice"]) for row in rows] == list(range(6))
+    summary = json.loads((folder / "summary.json").read_text())
+    for column in COLUMNS:
+        assert summary["slices"][column]["mean"] == pytest.approx(np.mean([float(row[column]) for row in rows]))
+    assert imread(folder / "pictures" / "error_maps.png").std() > 10
+    printed = capsys.readouterr().out
+    markdown = (folder / "summary.md").read_text()
+    for name in CANDIDATES.values():
+        assert name in printed
+        assert name in markdown
+    assert f"Test: 6 slices of 1 patients, translated by {run_dir / 'checkpoints' / 'best.pt'}" in printed
+    for name in ("cases.csv", "summary.md", "pictures/error_maps.png"):
+        assert str(folder / name) in printed
+
+
+def test_files_of_the_training_stay_as_they_are(run_config, run_dir, snapshot):
+    before = snapshot(run_dir)
+    run_config(*CHAIN)
+    after = snapshot(run_dir)
+    assert {name: after[name] for name in before} == before
+    assert {name for name in after if name not in before} == {
+        "evaluation/cases.csv",
+        "evaluation/summary.json",
+        "evaluation/summary.md",
+        "evaluation/pictures/error_maps.png",
+    }
+
+
+def test_evaluating_again_gives_the_same(run_config, run_dir, snapshot):
+    run_config(*CHAIN)
+    before = snapshot(run_dir)
+    run_config(*CHAIN, seed=5, device="cpu")
+    again = snapshot(run_dir)
+    assert again["evaluation/cases.csv"] == before["evaluation/cases.csv"]
+
+
+def test_scores_agree_with_a_recomputation(run_config, run_dir, dataset_dir):
+    """NMAE and PSNR over the target's foreground, SSIM over the whole slice, all with data range 2."""
+    run_config(*CHAIN)
+    settings = {"dataset_dir": str(dataset_dir), "output_dir": str(run_dir), "device": "cpu"}
+    small = {"network_def#generator#filters": 4, "network_def#generator#residual_blocks": 1}
+    configs = [str(project_dir() / "bundles" / "reggan" / "configs" / name) for name in CHAIN]
+    workflow = ConfigWorkflow(configs, logging_file=False, workflow_type=None, **settings, **small)
+    workflow.initialize()
+    dataset = workflow.parser.get_parsed_content("validate#dataset")
+    network = workflow.parser.get_parsed_content("network").eval()
+    rows = read_cases(run_dir)
+    assert len(rows) == len(dataset)
+    for row, item in zip(rows, dataset, strict=True):
+        source, target = item["image"][0].numpy(), item["label"][0].numpy()
+        with torch.no_grad():
+            prediction = network(item["image"][None])[0, 0].numpy()
+        inside = target > -1 + 1e-5
+        for prefix, image in (("", prediction), ("source_", source)):
+            error = (image - target)[inside].astype(np.float64)
+            assert float(row[prefix + "nmae"]) == pytest.approx(np.abs(error).mean() / 2, rel=1e-4)
+            assert float(row[prefix + "psnr"]) == pytest.approx(10 * np.log10(4 / (error**2).mean()), rel=1e-4)
+            expected = structural_similarity(image.astype(np.float64), target.astype(np.float64), data_range=2)
+            assert float(row[prefix + "ssim"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_validation_list_scores_as_in_training(run_config, run_dir):
+    run_config(*CHAIN, split="validation")
+    best = load_checkpoint(run_dir / "checkpoints" / "best.pt")["trainer"]["best_metrics"]
+    means = json.loads((run_dir / "evaluation" / "summary.json").read_text())["slices"]
+    assert {row["case"] for row in read_cases(run_dir)} == {"images/c"}
+    assert {name: means[name]["mean"] for name in COLUMNS} == pytest.approx({name: best[name] for name in COLUMNS})
+
+
+def test_at_the_size_of_the_training(run_config, run_dir):
+    """Whatever size the configs name, unless the command line names one."""
+    run_config(*CHAIN)
+    expected = read_cases(run_dir)
+    run_config(*CHAIN, spatial_size=None)
+    assert read_cases(run_dir) == expected
+    run_config(*CHAIN, spatial_size=40)
+    assert read_cases(run_dir) != expected
+
+
+def test_weights_alone_have_no_intensity_map(run_config, run_dir, capsys, caplog):
+    with caplog.at_level(logging.WARNING):
+        run_config(*CHAIN, checkpoint=str(run_dir / "model.pt"))
+    assert f"{run_dir / 'model.pt'} holds no intensity map: that baseline is left out" in caplog.text
+    assert set(read_cases(run_dir)[0]) == {"case", "slice", *(name for name in COLUMNS if "map" not in name)}
+    printed = capsys.readouterr().out
+    assert "source as it is" in printed
+    assert "intensity map" not in printed
+
+
+def test_paper_overlay_stacks(run_config, tmp_path):
+    run_config("train.json", "paper.json", noise_level=0)
+    run_config("train.json", "paper.json", "evaluate.json", run_id="evaluating")
+    assert len(read_cases(tmp_path / "run")) == 6
+
+
+def test_scores_join_the_run_of_the_training(run_config, tmp_path, snapshot):
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    run_config("train.json", tracking_uri=store)
+    run_dir = tmp_path / "run"
+    before = snapshot(run_dir)
+    run_id = json.loads(before["mlflow_run.json"])["run_id"]
+    client = MlflowClient(store)
+    trained = client.get_run(run_id)
+
+    run_config(*CHAIN, tracking_uri=store)
+
+    run = client.get_run(run_id)
+    rows = read_cases(run_dir)
+    assert run.info.status == "FINISHED"
+    assert run.info.end_time == trained.info.end_time
+    assert run.data.params == trained.data.params
+    assert set(run.data.metrics) - set(trained.data.metrics) == {f"test/{name}" for name in COLUMNS}
+    assert run.data.metrics["test/psnr"] == pytest.approx(np.mean([float(row["psnr"]) for row in rows]))
+    (point,) = client.get_metric_history(run_id, "test/psnr")
+    assert point.step == load_checkpoint(run_dir / "checkpoints" / "best.pt")["trainer"]["iteration"]
+    artifacts = {item.path for item in client.list_artifacts(run_id, "evaluation")}
+    assert artifacts == {f"evaluation/{name}" for name in ("cases.csv", "summary.md", "summary.json", "pictures")}
+    after = snapshot(run_dir)
+    assert {name: after[name] for name in before} == before
+    assert len(client.search_runs([run.info.experiment_id])) == 1
+
+
+def test_gone_server_does_not_matter(run_config, run_dir, capsys, caplog, monkeypatch):
+    record = {"tracking_uri": "http://127.0.0.1:9", "experiment": "reggan", "run_id": "a" * 32, "key": "b" * 32}
+    (run_dir / "mlflow_run.json").write_text(json.dumps(record))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with caplog.at_level(logging.WARNING):
+        run_config(*CHAIN, tracking_uri="http://127.0.0.1:9")
+    assert caplog.text.count("MLflow store http://127.0.0.1:9 cannot be used") == 1
+    assert "prediction" in capsys.readouterr().out
+    assert len(read_cases(run_dir)) == 6
+    assert list((run_dir / "mlflow_unsent" / record["key"]).glob("*.jsonl"))
