@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from monai.bundle import ConfigParser
@@ -112,7 +112,9 @@ def check_image_size(size: Sequence[int], network: torch.nn.Module) -> None:
     Raises:
         ValueError: naming the smallest size that works, and the part that needs it.
     """
-    needs = {type(part).__name__: part.minimum_size for part in network.modules() if hasattr(part, "minimum_size")}
+    needs = {
+        type(part).__name__: cast(int, part.minimum_size) for part in network.modules() if hasattr(part, "minimum_size")
+    }
     if needs and min(size) < max(needs.values()):
         name = max(needs, key=needs.__getitem__)
         raise ValueError(f"spatial_size must be at least {needs[name]} along every axis for {name}, got {tuple(size)}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle.scripts import run as run_bundle
+
+from pipeline.bundle import first_cause
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "bundles" / "reggan" / "configs"
@@ -92,6 +96,55 @@ def run_chain(chain: Sequence[str], run_id: str = "run", **settings: Any) -> Non
 Runner = Callable[..., None]
 
 
+@dataclass
+class Place:
+    """Copies of good input, to be spoilt.
+
+    Attributes:
+        data: a data set: images/ and labels/ of the cases a to d, and datalist.json.
+        run: folder of a finished training.
+        source: a volume to translate.
+        model: weights to translate it with.
+        last: the checkpoint to resume from.
+    """
+
+    root: Path
+
+    def __post_init__(self) -> None:
+        self.data, self.run = self.root / "data", self.root / "run"
+        self.source, self.model = self.data / "images" / "d.nii.gz", self.run / "model.pt"
+        self.last = self.run / "checkpoints" / "last.pt"
+
+    def fill(self, text: Any) -> Any:
+        """Put the paths into a text with {data}, {run}, {source}, {model}, {last} in it."""
+        return text.format(**vars(self)) if isinstance(text, str) else text
+
+    def datalist(self, **lists: Any) -> None:
+        """Change lists of the datalist; cases by their letters."""
+        path = self.data / "datalist.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | lists))
+
+    def cut_short(self, path: Path | str) -> None:
+        """Leave the first half of a file."""
+        path = self.data / path
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    def revoxel(self, path: Path | str, change: Callable[..., Any], affine: np.ndarray | None = None) -> None:
+        """Write a volume anew with other voxels, and with another affine where one is given."""
+        volume = nib.load(self.data / path)
+        voxels = change(np.asarray(volume.dataobj).copy())
+        nib.save(nib.Nifti1Image(voxels, volume.affine if affine is None else affine), self.data / path)
+
+    def set_voxel(self, path: Path | str, value: float) -> None:
+        """Give one voxel of a volume another value."""
+
+        def change(voxels: np.ndarray) -> np.ndarray:
+            voxels[3, 4, 2] = value
+            return voxels
+
+        self.revoxel(path, change)
+
+
 @pytest.fixture
 def run_config(dataset_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
     """Runs a chain of configs on the tiny data set: ``run_config("train.json", "paper.json", max_epochs=2)``."""
@@ -122,3 +175,40 @@ def snapshot() -> Callable[[Path], dict[str, bytes]]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
     return take
+
+
+@pytest.fixture
+def place(dataset_dir: Path, trained_run: Path, tmp_path: Path) -> Place:
+    """Good input that a test may spoil."""
+    shutil.copytree(dataset_dir, tmp_path / "data")
+    shutil.copytree(trained_run, tmp_path / "run")
+    return Place(tmp_path)
+
+
+@pytest.fixture
+def assert_refused(
+    run_config: Runner, place: Place, snapshot: Callable[[Path], dict[str, bytes]]
+) -> Callable[..., None]:
+    """Runs a chain on spoilt input and asserts what is said, and that no file has changed, come or gone.
+
+    The command line closes with the message that is looked at here (see ``pipeline.bundle.explain_errors``).
+    """
+
+    def check(
+        chain: Sequence[str], spoil: Callable[[Place], Any] | None, settings: dict[str, Any], says: Sequence[str]
+    ) -> None:
+        if spoil is not None:
+            spoil(place)
+        defaults = {"dataset_dir": str(place.data), "output_dir": str(place.run)}
+        if "inference.json" in chain:
+            defaults["output_dir"] = str(place.root / "translated")
+            defaults |= {"image": str(place.source), "checkpoint": str(place.model)}
+        before = snapshot(place.root)
+        with pytest.raises((ValueError, TypeError, OSError, RuntimeError)) as caught:
+            run_config(*chain, **{name: place.fill(value) for name, value in (defaults | settings).items()})
+        cause = first_cause(caught.value)
+        missing = [text for text in map(place.fill, says) if text not in str(cause)]
+        assert not missing, f"{type(cause).__name__}: {cause}"
+        assert snapshot(place.root) == before
+
+    return check
