@@ -19,7 +19,7 @@ train: $(VENV)/.ready
 	$(BIN)/python -m monai.bundle run training --config_file $(CONFIGS)/train.json
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -m slow

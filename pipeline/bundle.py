@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 from monai.bundle.reference_resolver import ReferenceResolver
 
 from pipeline.files import ProcessLock, replacing
+from pipeline.handlers.checkpoint import LAST
 
 CONFIG_FILE = "config.json"
 # What a run writes into its folder; an earlier run's files of these names are set aside before a new one starts.
@@ -29,6 +31,7 @@ RUN_OUTPUTS = (
     "evaluation",
     "mlflow_run.json",
 )
+WEIGHTS = ("checkpoints", "model.pt")
 # What every bundle of the model zoo has, whether or not anything in it refers to it.
 ZOO_NAMES = ("bundle_root", "dataset_dir")
 # How the errors begin that MONAI wraps around what a config's part raises.
@@ -188,9 +191,13 @@ def explain_errors() -> None:
 class RunFolder:
     """The folder of one run and the config it was started with.
 
-    On construction it takes the folder for this process alone, sets an earlier run's files aside (never deletes them)
-    or finds them for resuming, and writes the config, with overlays and command line merged in, to ``config.json``.
-    That file runs by itself: ``python -m monai.bundle run training --config_file OUTPUT_DIR/config.json``.
+    Nothing is touched until the trainer starts, so that a setting which any part refuses costs no earlier run anything.
+    Then the folder is taken for this process alone, an earlier run's files are set aside (never deleted) or found for
+    resuming, and the config, with overlays and command line merged in, is written to ``config.json``; on resuming, not
+    before the checkpoint was found to fit. That file runs by itself:
+    ``python -m monai.bundle run training --config_file OUTPUT_DIR/config.json``.
+
+    Attach it before all handlers that write into the folder.
 
     Args:
         output_dir: created where absent.
@@ -218,15 +225,32 @@ class RunFolder:
             raise ValueError(
                 f"resume: {self.output_dir} holds no run (no {CONFIG_FILE}); leave resume out to start one"
             )
-        self.output_dir.mkdir(parents=True, exist_ok=True)
+        if self.output_dir.is_dir():
+            self._take_folder()
+        self._config_written = False
+
+    def attach(self, engine: Engine) -> None:
+        """Register on a trainer."""
+        engine.add_event_handler(Events.STARTED, self.begin)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._write_config)
+
+    def begin(self) -> None:
+        """Make the folder ready for the run to write into.
+
+        Raises:
+            RuntimeError: if another process is running in the folder.
+        """
         self._take_folder()
-        if not resume:
-            self._set_aside()
-        self._write_config()
+        if not self.resume:
+            self._set_aside(RUN_OUTPUTS)
+            self._write_config()
+        elif not (self.output_dir / "checkpoints" / LAST).exists():
+            self._set_aside(WEIGHTS)  # training will start from the first epoch
 
     def _take_folder(self) -> None:
         if self.output_dir in _TAKEN:
             return
+        self.output_dir.mkdir(parents=True, exist_ok=True)
         lock = ProcessLock(self.output_dir / ".lock")
         if not lock.acquire():
             raise RuntimeError(f"output_dir {self.output_dir} is in use by another running process; choose another")
@@ -248,8 +272,8 @@ class RunFolder:
             return {}
         return {name: value for name, value in self._parser.config.items() if name != self._parser.meta_key}
 
-    def _set_aside(self) -> None:
-        found = [self.output_dir / name for name in RUN_OUTPUTS if (self.output_dir / name).exists()]
+    def _set_aside(self, names: Sequence[str]) -> None:
+        found = [self.output_dir / name for name in names if (self.output_dir / name).exists()]
         if not found:
             return
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(max(path.stat().st_mtime for path in found)))
@@ -262,8 +286,10 @@ class RunFolder:
         logger.info("set the files of an earlier run aside in %s", target)
 
     def _write_config(self) -> None:
-        with replacing(self.output_dir / CONFIG_FILE) as path:
-            path.write_text(json.dumps(self._config(), indent=4, default=str) + "\n")
+        if not self._config_written:
+            with replacing(self.output_dir / CONFIG_FILE) as path:
+                path.write_text(json.dumps(self._config(), indent=4, default=str) + "\n")
+            self._config_written = True
 
 
 def _calling_parser() -> ConfigParser | None:

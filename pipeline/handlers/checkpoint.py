@@ -38,12 +38,15 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         raise CheckpointError(f"checkpoint {path} does not exist")
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # whatever the bytes of a damaged or foreign file make the unpickler raise
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            raise CheckpointError(
+                f"checkpoint {path} holds objects other than tensors and plain values; it is not loaded, since that "
+                "could run code of whoever wrote it"
+            ) from error
         raise CheckpointError(
-            f"checkpoint {path} holds objects other than tensors and plain values: {error}"
+            f"checkpoint {path} cannot be read, it may be cut short or no checkpoint ({type(error).__name__})"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read, it may be cut short: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"checkpoint {path} holds a {type(content).__name__}, expected a dictionary")
     return content
@@ -199,7 +202,7 @@ class CheckpointHandler:
                 continue
             try:
                 item.load_state_dict(content[name])
-            except (ValueError, KeyError, RuntimeError) as error:
+            except (ValueError, KeyError, TypeError, RuntimeError) as error:
                 raise CheckpointError(f"checkpoint {path}: the state of {name} does not fit: {error}") from error
         position = content["trainer"]
         if position["epoch_length"] != engine.state.epoch_length:

@@ -143,7 +143,6 @@ class MLflowTracker:
         engine.add_event_handler(LossEvents.LOSSES_READY, self._log_losses)
         # Here and not at the start: a checkpoint that says the epoch is over must find this said already.
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._log_epoch)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._log_epoch)
         if self._evaluator is not None:
             self._evaluator.add_event_handler(Events.COMPLETED, self._log_validation)
 

@@ -124,7 +124,8 @@ class Translator(nn.Module):
         if self.registration is None:
             raise RuntimeError(f"no registration network: none of {sorted(self.registration_terms)} has a weight")
         ddf = self.registration(moving, fixed)
-        return self.warp(moving, ddf), ddf
+        # Where training has diverged, PyTorch's CPU sampling reads outside its memory at NaN and kills the process.
+        return self.warp(moving, ddf.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)), ddf
 
     def correct(self, pred: Tensor, target: Tensor) -> tuple[dict[str, Tensor], Terms]:
         """Outputs and terms of the registration correction (paper, equations 5 and 6); empty without its weights."""

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.bundle import first_cause
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -210,6 +212,13 @@ KNOBS = [
 @pytest.mark.parametrize(("chain", "spoil", "settings", "says"), DATA + KNOBS)
 def test_bad_input_is_named_and_nothing_is_lost(assert_refused, chain, spoil, settings, says):
     assert_refused(chain, spoil, settings, says)
+
+
+def test_diverged_training_says_so(run_config):
+    """Rather than crash: what PyTorch samples at NaN on the CPU ends the process."""
+    with pytest.raises(RuntimeError) as caught:
+        run_config("train.json", learning_rate=1000, max_epochs=4)
+    assert "a finite number was expected. Often a lower learning_rate" in str(first_cause(caught.value))
 
 
 def test_command_line_ends_with_what_is_wrong(dataset_dir, tmp_path):

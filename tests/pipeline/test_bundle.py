@@ -9,6 +9,7 @@ import textwrap
 
 import pytest
 import torch
+from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 
 from pipeline.bundle import RunFolder, check_knobs, device, flag, spatial_size
@@ -75,6 +76,8 @@ def test_config_is_written_whole_and_runs_by_itself(tmp_path):
     parser = parse(config)
     parser.get_parsed_content("rate")
     folder = parser.get_parsed_content("folder")
+    assert not (tmp_path / "run").exists()
+    folder.begin()
     written = json.loads((tmp_path / "run" / "config.json").read_text())
     assert written["noise"] == {"level": "@noise_level", "shared": 3}
     assert written["rate"] == "$10 ** -3"
@@ -92,22 +95,54 @@ def test_misspelt_knob_is_named(tmp_path):
 
 
 def test_an_earlier_run_is_set_aside_whole(tmp_path):
-    RunFolder(tmp_path)
+    RunFolder(tmp_path).begin()
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.pt").write_text("weights")
     (tmp_path / "notes.txt").write_text("mine")
-    RunFolder(tmp_path)
+    second = RunFolder(tmp_path)
+    assert (tmp_path / "checkpoints" / "last.pt").exists()
+    second.begin()
     kept = list((tmp_path / "previous").rglob("last.pt"))
     assert [path.read_text() for path in kept] == ["weights"]
     assert not (tmp_path / "checkpoints").exists()
     assert (tmp_path / "notes.txt").exists()
 
 
+def resumed(tmp_path):
+    folder = RunFolder(tmp_path, resume=True)
+    engine = Engine(lambda engine, batch: None)
+    folder.attach(engine)
+    return folder, engine
+
+
 def test_resuming_keeps_everything(tmp_path):
-    RunFolder(tmp_path)
+    RunFolder(tmp_path).begin()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.pt").write_text("state")
     (tmp_path / "model.pt").write_text("weights")
-    assert RunFolder(tmp_path, resume=True).resume
+    _, engine = resumed(tmp_path)
+    engine.run([0])
     assert (tmp_path / "model.pt").read_text() == "weights"
+    assert not (tmp_path / "previous").exists()
+
+
+def test_resuming_keeps_the_config_until_the_checkpoint_fits(tmp_path):
+    (tmp_path / "config.json").write_text("before")
+    _, engine = resumed(tmp_path)
+    seen = []
+    engine.add_event_handler(Events.STARTED, lambda: seen.append((tmp_path / "config.json").read_text()))
+    engine.run([0])
+    assert seen == ["before"]
+    assert json.loads((tmp_path / "config.json").read_text()) == {}
+
+
+def test_resuming_without_a_checkpoint_overwrites_no_weights(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.pt").write_text("weights")
+    _, engine = resumed(tmp_path)
+    engine.run([0])
+    assert [path.read_text() for path in (tmp_path / "previous").rglob("model.pt")] == ["weights"]
+    assert (tmp_path / "config.json").exists()
 
 
 def test_resuming_nothing_is_refused(tmp_path):

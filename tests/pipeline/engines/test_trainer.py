@@ -11,9 +11,10 @@ from pipeline.engines import PrepareBatch, TranslationTrainer, linear_decay
 
 
 def optimizers(translator):
-    generator = torch.optim.Adam(translator.generator_parameters(), lr=1e-3)
+    # Plain descent: Adam would blow rounding up where a gradient is zero but for rounding (a bias before a norm).
+    generator = torch.optim.SGD(translator.generator_parameters(), lr=1e-2)
     discriminator = list(translator.discriminator_parameters())
-    return generator, torch.optim.Adam(discriminator, lr=1e-3) if discriminator else None
+    return generator, torch.optim.SGD(discriminator, lr=1e-2) if discriminator else None
 
 
 def make_trainer(translator, loader, weights, **kwargs):
