@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -47,3 +48,22 @@ def batch() -> dict[str, torch.Tensor]:
     """Two pairs of 32x32 images in [-1, 1]."""
     generator = torch.Generator().manual_seed(1)
     return {name: torch.rand(2, 1, 32, 32, generator=generator) * 2 - 1 for name in ("image", "label")}
+
+
+@pytest.fixture(scope="session")
+def assert_same() -> Callable[[Any, Any], None]:
+    """Asserts that two states are equal to the bit, through dictionaries and lists."""
+
+    def compare(first: Any, second: Any) -> None:
+        if isinstance(first, dict):
+            assert first.keys() == second.keys()
+            for key in first:
+                compare(first[key], second[key])
+        elif isinstance(first, (list, tuple)):
+            assert len(first) == len(second)
+            for one, other in zip(first, second, strict=True):
+                compare(one, other)
+        else:
+            assert torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
+
+    return compare

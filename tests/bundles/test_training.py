@@ -91,20 +91,6 @@ def test_command_line_from_the_bundle_folder(dataset_dir, tmp_path):
     assert (tmp_path / "run" / "model.pt").is_file()
 
 
-def assert_same(first, second):
-    """Equal to the bit, through dictionaries and lists."""
-    if isinstance(first, dict):
-        assert first.keys() == second.keys()
-        for key in first:
-            assert_same(first[key], second[key])
-    elif isinstance(first, (list, tuple)):
-        assert len(first) == len(second)
-        for one, other in zip(first, second, strict=True):
-            assert_same(one, other)
-    else:
-        assert torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
-
-
 def histories(store, run_id):
     client = MlflowClient(store)
     run = client.get_run(run_id)
@@ -113,7 +99,7 @@ def histories(store, run_id):
     return run, history
 
 
-def test_killed_and_resumed_equals_uninterrupted(dataset_dir, tmp_path):
+def test_killed_and_resumed_equals_uninterrupted(dataset_dir, tmp_path, assert_same):
     """Must hold bit for bit: weights, optimisers, and the metric history in MLflow, each value once."""
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     environment["OMP_NUM_THREADS"] = "1"

@@ -62,23 +62,8 @@ def weights(folder, name="last.pt"):
     return load_checkpoint(folder / "checkpoints" / name)
 
 
-def assert_same(first, second):
-    if isinstance(first, dict):
-        assert first.keys() == second.keys()
-        for key in first:
-            assert_same(first[key], second[key])
-    elif isinstance(first, (list, tuple)):
-        assert len(first) == len(second)
-        for one, other in zip(first, second, strict=True):
-            assert_same(one, other)
-    elif isinstance(first, torch.Tensor):
-        assert torch.equal(first, second)
-    else:
-        assert first == second
-
-
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_resumed_equals_uninterrupted_bit_for_bit(make_translator, tmp_path, num_workers):
+def test_resumed_equals_uninterrupted_bit_for_bit(make_translator, tmp_path, num_workers, assert_same):
     whole, _ = make_run(make_translator, tmp_path / "whole", num_workers=num_workers)
     whole.run()
     stopped, _ = make_run(make_translator, tmp_path / "parts", num_workers=num_workers)
@@ -99,7 +84,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(make_translator, tmp_path, num
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
 
 
-def test_resuming_a_finished_run_changes_nothing(make_translator, tmp_path):
+def test_resuming_a_finished_run_changes_nothing(make_translator, tmp_path, assert_same):
     make_run(make_translator, tmp_path, max_epochs=2)[0].run()
     before = weights(tmp_path)
     trainer, translator = make_run(make_translator, tmp_path, max_epochs=2, resume=True)
