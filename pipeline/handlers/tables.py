@@ -261,12 +261,12 @@ class SummaryHandler:
 
     Args:
         evaluator: its ``state.metrics`` are the last validation's; None where there is no validation.
-        places: label -> path or address, such as ``{"best weights": "runs/a/checkpoints/model.pt"}``.
+        places: label -> path or address, such as ``{"best weights": "runs/a/model.pt"}``; None values are left out.
     """
 
-    def __init__(self, evaluator: Engine | None, places: Mapping[str, str | Path]) -> None:
+    def __init__(self, evaluator: Engine | None, places: Mapping[str, str | Path | None]) -> None:
         self.evaluator = evaluator
-        self.places = {label: str(place) for label, place in places.items()}
+        self.places = {label: str(place) for label, place in places.items() if place is not None}
 
     def attach(self, engine: Engine) -> None:
         """Register on a trainer."""

@@ -124,6 +124,12 @@ class MLflowTracker:
         return None if self._uri is None else without_credentials(self._uri)
 
     @property
+    def how_to_look(self) -> str | None:
+        """The command that shows the store in a browser, or a server's address; None if tracking is off."""
+        uri = self.tracking_uri
+        return uri if uri is None or uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+
+    @property
     def run_id(self) -> str | None:
         """MLflow's id of the run; None until the store has been reached."""
         return None if self._record is None else self._record.run_id

@@ -51,6 +51,7 @@ def test_every_training_chain_runs(run_config, tmp_path, capsys, chain):
     for row in ("prediction", "source as it is", "intensity map"):
         assert row in printed
     assert str(tmp_path / "run" / "model.pt") in printed
+    assert "MLflow" not in printed  # tracking is off here
 
 
 @pytest.mark.parametrize(

@@ -166,3 +166,11 @@ def test_summary_without_validation_still_names_the_places(capsys):
     out = capsys.readouterr().out
     assert "no validation was run" in out
     assert "last.pt" in out
+
+
+def test_summary_leaves_out_places_that_there_are_not():
+    engine = Engine(lambda engine, batch: None)
+    engine.state.epoch = 1
+    text = SummaryHandler(None, {"weights": "model.pt", "store": None}).text(engine)
+    assert "weights: model.pt" in text
+    assert "store" not in text

@@ -189,6 +189,7 @@ def test_it_can_be_turned_off(tmp_path: Path, uri: str) -> None:
     tracker.log_metrics({"a": 1})
     run(trainer)
     assert tracker.tracking_uri is None
+    assert tracker.how_to_look is None
     assert tracker.run_id is None
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"pictures"}
 
@@ -227,3 +228,10 @@ def test_a_full_disk_does_not_stop_the_run(
 def test_durations_must_be_positive(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a positive number of seconds, got 0"):
         MLflowTracker(tmp_path, **{name: 0})
+
+
+def test_it_says_how_to_look_at_the_store(tmp_path: Path) -> None:
+    database = MLflowTracker(tmp_path, tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert database.how_to_look == f"mlflow ui --backend-store-uri sqlite:///{tmp_path / 'mlflow.db'}"
+    server = MLflowTracker(tmp_path, tracking_uri="http://127.0.0.1:5000")
+    assert server.how_to_look == "http://127.0.0.1:5000"
