@@ -163,6 +163,11 @@ def check_names() -> None:
         _refuse_misspelt_knobs(parser)
 
 
+def named(part: Any) -> Any:
+    """Put a part with a name of its own into a list of handlers; MONAI wants a ``_target_`` in each entry."""
+    return part
+
+
 def first_cause(error: BaseException) -> BaseException:
     """The error that a config's part raised, out of those that MONAI wraps around it."""
     while error.__cause__ is not None and str(error).startswith(WRAPPERS):

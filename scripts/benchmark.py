@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import io
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -238,6 +237,8 @@ def resident_peak() -> float:
     if status.exists():  # Linux hands getrusage's figure on from parent to child
         [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
         return float(line.split()[1]) / 2**10
+    import resource  # not on Windows
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

@@ -100,8 +100,7 @@ class ScaleMRIntensity(_ScaleIntensity):
 
     Args:
         upper_percentile: percentile of the foreground that becomes 1, in (0, 100].
-        background: value of the background in the image's own units: 0 for most volumes, -1 for slices that somebody
-            has scaled to [-1, 1] already.
+        background: value of the background in the image's own units, 0 for most volumes.
 
     Raises:
         ValueError: an argument out of range; when called: no voxel above ``background``, or all of them equal.

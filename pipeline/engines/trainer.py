@@ -22,9 +22,8 @@ class TranslationTrainer(Trainer):
 
     A step minimises the weighted sum of the generator's terms, then that of the discriminator's (paper, equation 7).
     The generator runs once: the discriminator is trained on the same prediction, detached. The discriminator's
-        parameters
-    take no part in the generator's graph. Nothing is copied to the host: ``engine.state.output["losses"]`` holds
-    scalars on the device, which handlers fetch together when they need them.
+    parameters take no part in the generator's graph. Nothing is copied to the host: ``engine.state.output["losses"]``
+    holds scalars on the device, which handlers fetch together when they need them.
 
     Args:
         device: where to train.

@@ -28,7 +28,7 @@ class LeastSquaresAdversarialLoss(nn.Module):
             real: whether the discriminator should call them real (label 1) or fake (label 0).
 
         Returns:
-            Scalar: the mean over each scale, summed over scales.
+            Scalar: the mean over each scale, summed over scales; never below single precision, also under autocast.
 
         Raises:
             ValueError: when the sequence is empty.
@@ -37,4 +37,6 @@ class LeastSquaresAdversarialLoss(nn.Module):
         if not scales:
             raise ValueError("logits must hold at least one scale, got an empty sequence")
         label = REAL_LABEL if real else FAKE_LABEL
-        return torch.stack([(scale - label).square().mean() for scale in scales]).sum()
+        # Under mixed precision logits near their label differ from it by less than bfloat16 can tell.
+        full = [scale.to(torch.promote_types(scale.dtype, torch.float32)) for scale in scales]
+        return torch.stack([(scale - label).square().mean() for scale in full]).sum()

@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow import MlflowClient
+from monai.bundle import ConfigWorkflow
 
 from pipeline.handlers import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
+DEFAULTS = json.loads((ROOT / "bundles" / "reggan" / "configs" / "train.json").read_text())
+TINY_NETWORKS = {"network_def#generator#filters": 4, "network_def#generator#residual_blocks": 1}
 
 
 def command_line(dataset_dir, output_dir, *more, config="bundles/reggan/configs/train.json", run_id=("training",)):
@@ -63,6 +66,35 @@ def test_a_mode_is_a_set_of_weights(run_config, tmp_path, weights, absent):
     saved = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")
     assert not any(name.startswith(absent) for name in saved["network"])
     assert ("discriminator_optimizer" in saved) == (absent != "discriminator")
+
+
+def test_amp_trains(run_config, tmp_path):
+    run_config("train.json", amp="true")
+    assert (tmp_path / "run" / "model.pt").is_file()
+
+
+def test_fewer_epochs_than_the_default_need_no_other_setting(run_config, tmp_path):
+    run_config("train.json", max_epochs=1, decay_epochs=DEFAULTS["decay_epochs"])
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["trainer"]["epoch"] == 1
+
+
+@pytest.mark.parametrize("name", ["scaled.json", "mr_to_ct.json"])
+def test_intensity_overlays_fix_the_window(run_config, tmp_path, name):
+    run_config("train.json", name)
+    window = load_checkpoint(tmp_path / "run" / "model.pt")["target_window"].tolist()
+    assert window == {"scaled.json": [-1, 1], "mr_to_ct.json": [-1000, 2000]}[name]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("train.json", "train"), ("inference.json", "infer")])
+def test_the_zoo_finds_its_properties(dataset_dir, trained_run, name, kind):
+    settings = {"dataset_dir": str(dataset_dir), "device": "cpu", **TINY_NETWORKS}
+    if kind == "infer":
+        settings |= {"checkpoint": str(trained_run / "model.pt"), "image": str(dataset_dir / "images")}
+    workflow = ConfigWorkflow(
+        str(ROOT / "bundles" / "reggan" / "configs" / name), workflow_type=kind, logging_file=False, **settings
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
 
 
 def test_written_config_runs_by_itself(run_config, tmp_path):

@@ -49,3 +49,10 @@ def test_scalar_with_gradient(shape):
 def test_no_scale_is_refused():
     with pytest.raises(ValueError, match="at least one scale"):
         LeastSquaresAdversarialLoss()([], real=True)
+
+
+def test_logits_of_mixed_precision_are_averaged_in_single_precision():
+    logits = torch.linspace(0, 1, 999, dtype=torch.bfloat16)
+    loss = LeastSquaresAdversarialLoss()(logits, real=True)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, LeastSquaresAdversarialLoss()(logits.float(), real=True))
