@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 
 KEY_TAG = "reggan.key"  # finds a run whose creation was never confirmed to us
 ERROR_TAG = "error"
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # opens with curves, not with traces
 
 ARTIFACT_TRIES = 3
 CLOSING_TRIES = 3
@@ -365,7 +364,7 @@ def _experiment_id(client: Any, name: str, artifact_location: str | None) -> str
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return str(client.create_experiment(name, artifact_location=artifact_location, tags=EXPERIMENT_TAGS))
+            return str(client.create_experiment(name, artifact_location=artifact_location))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
