@@ -9,7 +9,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -263,8 +263,8 @@ class RunFolder:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The config by dotted name; top-level expressions with their values where these are plain and known by now."""
-        parameters = dict(_flatten(self._config()))
+        """The config, top-level expressions with their values where these are plain and known by now."""
+        parameters = self._config()
         if self._parser is not None:
             resolved = self._parser.ref_resolver.resolved_content
             for name in parameters.keys() & resolved.keys():
@@ -336,13 +336,3 @@ def _all_references(config: Any) -> set[str]:
     if isinstance(config, list):
         return set().union(*(_all_references(value) for value in config))
     return set(ReferenceResolver.match_refs_pattern(config)) if isinstance(config, str) else set()
-
-
-def _flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(config, Mapping):
-        for name, value in config.items():
-            yield from _flatten(value, f"{prefix}.{name}" if prefix else str(name))
-    elif isinstance(config, list) and any(isinstance(item, (Mapping, list)) for item in config):
-        yield from _flatten(dict(enumerate(config)), prefix)
-    else:
-        yield prefix, config

@@ -83,7 +83,7 @@ def test_config_is_written_whole_and_runs_by_itself(tmp_path):
     assert written["rate"] == "$10 ** -3"
     assert parse(written).get_parsed_content("noise::level") == 3
     assert folder.parameters["rate"] == 10**-3
-    assert folder.parameters["noise.level"] == "@noise_level"
+    assert folder.parameters["noise"]["level"] == "@noise_level"
 
 
 def test_misspelt_knob_is_named(tmp_path):
