@@ -254,8 +254,12 @@ def _entry(item: Mapping[str, Any], folder: Path, root: Path) -> dict[str, str]:
     return {**entry, "fallback": "/".join([*parts, name_of(given)]).lstrip("/")}
 
 
-def _images_in(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """Return the images of a folder by name without suffix, in order, and a fault for every name that two share."""
+def images_in(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """Find the images that lie in a folder, hidden files and other kinds of files left aside.
+
+    Returns:
+        The images by their name without suffix, in order, and a fault for every name that two of them share.
+    """
     paths = sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
     images = [path for path in paths if path.name.lower().endswith(IMAGE_SUFFIXES)]
     if len(images) < len(paths):
@@ -274,7 +278,7 @@ def _pair(image_dir: Path, label_dir: Path) -> tuple[list[tuple[str, Path, Path]
     """Pair two folders by file name; returns (name, image, label) and the faults."""
     if not image_dir.is_dir() and not label_dir.is_dir():
         return [], []
-    (images, image_faults), (labels, label_faults) = _images_in(image_dir), _images_in(label_dir)
+    (images, image_faults), (labels, label_faults) = images_in(image_dir), images_in(label_dir)
     matched = {name: name if name in labels else name.removesuffix(CHANNEL_SUFFIX) for name in images}
     pairs = [(name, images[image], labels[name]) for image, name in matched.items() if name in labels]
     lonely_images = [images[image].name for image, name in matched.items() if name not in labels]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.data.checks import DataError, check_images
-from pipeline.data.datalist import IMAGE_SUFFIXES, name_of
+from pipeline.data.datalist import IMAGE_SUFFIXES, images_in
 
 OUTPUT_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 """Formats that hold float32 voxels and their position in space."""
@@ -28,7 +28,7 @@ def find_volumes(path: str | Path) -> list[dict[str, str]]:
     path = Path(str(path)).expanduser()  # the command line makes numbers of names that look like one
     if not path.exists():
         raise FileNotFoundError(f"image: {path} does not exist")
-    files = _images_in(path) if path.is_dir() else [path]
+    files = _sources_in(path) if path.is_dir() else [path]
     check_images(files)
     return [{"image": str(file)} for file in files]
 
@@ -44,19 +44,12 @@ def output_suffix(value: str) -> str:
     return value
 
 
-def _images_in(folder: Path) -> list[Path]:
+def _sources_in(folder: Path) -> list[Path]:
     """Return the images of a folder, or of its ``imagesTs`` if it has one."""
     folder = folder / "imagesTs" if (folder / "imagesTs").is_dir() else folder
-    files = sorted(file for file in folder.iterdir() if file.name.lower().endswith(IMAGE_SUFFIXES))
-    files = [file for file in files if not file.name.startswith(".")]
-    if not files:
+    by_name, faults = images_in(folder)
+    if not by_name:
         raise FileNotFoundError(f"image: no file ending in {', '.join(IMAGE_SUFFIXES)} in {folder}")
-    first_of: dict[str, Path] = {}
-    faults = []
-    for file in files:
-        first = first_of.setdefault(name_of(file), file)
-        if first is not file:
-            faults.append(f"{folder}: {first.name} and {file.name} differ in the suffix only")
     if faults:
         raise DataError(faults)
-    return files
+    return list(by_name.values())
