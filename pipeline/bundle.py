@@ -105,6 +105,17 @@ def spatial_size(value: Any, spatial_dims: int = 2) -> tuple[int, ...]:
     return tuple(sizes)
 
 
+def by_size(network_size: str, **values: Any) -> Any:
+    """The one of several values that belongs to a size of networks, such as ``by_size(size, small=16, paper=64)``.
+
+    Raises:
+        ValueError: if no value is given for that size.
+    """
+    if network_size not in values:
+        raise ValueError(f"network_size must be one of {sorted(values)}, got {network_size!r}")
+    return values[network_size]
+
+
 def check_image_size(size: Sequence[int], network: torch.nn.Module) -> None:
     """Check that images are large enough for every part of a network, before anything is computed with it.
 

@@ -17,8 +17,9 @@ from monai.engines import Evaluator
 from torch import Tensor
 
 from pipeline.metrics import IntensityMap
-from pipeline.translators import Translator
+from pipeline.translators import Translator, decode_signature
 
+EXTRA_STATE = "_extra_state"  # PyTorch's name of what a module keeps beside its tensors
 LAST, BEST, MODEL = "last.pt", "best.pt", "model.pt"
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def load_network(network: torch.nn.Module, path: str | Path) -> torch.nn.Module:
     content = load_checkpoint(path)
     state = content.get("network", content)
     if isinstance(network, Translator) and not network.terms:
-        state = {name: value for name, value in state.items() if name.split(".", 1)[0] not in network.training_only}
+        state = network.without_training_only(state)
     _load_strictly(network, state, path)
     return network
 
@@ -108,13 +109,19 @@ def load_baselines(path: str | Path, device: torch.device | str = "cpu") -> dict
 
 
 def _load_strictly(network: torch.nn.Module, state: Mapping[str, Any], path: str | Path) -> None:
+    state = dict(state)
     own = network.state_dict()
-    faults = [f"missing: {name}" for name in own if name not in state]
+    _check_signature(network, state, path)
+    for name in own:
+        if name.endswith(EXTRA_STATE) and name not in state:  # weights from elsewhere do not say whose they are
+            state[name] = own[name]
+    tensors = {name: value for name, value in own.items() if not name.endswith(EXTRA_STATE)}
+    faults = [f"missing: {name}" for name in tensors if name not in state]
     faults += [f"unexpected: {name}" for name in state if name not in own]
     faults += [
-        f"{name}: file has {tuple(state[name].shape)}, network expects {tuple(own[name].shape)}"
-        for name in own
-        if name in state and getattr(state[name], "shape", None) != own[name].shape
+        f"{name}: file has {tuple(getattr(state[name], 'shape', ()))}, network expects {tuple(value.shape)}"
+        for name, value in tensors.items()
+        if name in state and getattr(state[name], "shape", None) != value.shape
     ]
     if faults:
         shown = "\n  ".join(faults[:5])
@@ -123,7 +130,21 @@ def _load_strictly(network: torch.nn.Module, state: Mapping[str, Any], path: str
             f"{path} was not made by this {type(network).__name__} (other widths, backbone or mode); use the config "
             f"chain it was trained with. {len(faults)} tensors differ:\n  {shown}{more}"
         )
-    network.load_state_dict(dict(state))
+    network.load_state_dict(state)
+
+
+def _check_signature(network: torch.nn.Module, state: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse weights of another backbone, and for training also those of another mode."""
+    encoded = state.get(EXTRA_STATE)
+    if not isinstance(network, Translator) or not isinstance(encoded, Tensor):
+        return
+    theirs, ours = decode_signature(encoded), network.signature
+    if not network.terms:  # for translating, the loss terms make no difference
+        ours = type(network).__name__
+    if ours != theirs and ours != theirs.split("(")[0]:
+        raise CheckpointError(
+            f"{path} was trained as {theirs}, but this config builds {ours}; use the config chain it was trained with"
+        )
 
 
 class CheckpointHandler:
@@ -193,6 +214,7 @@ class CheckpointHandler:
             CheckpointError: if the file cannot be read or was made by another configuration.
         """
         content = load_checkpoint(path)
+        _check_signature(self.network, content.get("network", {}), path)
         missing = [name for name in (*self.stateful, "trainer", "random") if name not in content]
         if missing:
             raise CheckpointError(f"checkpoint {path} lacks {missing}: it was made by another configuration")

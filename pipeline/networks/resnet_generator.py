@@ -71,6 +71,7 @@ class ResNetGenerator(nn.Module):
             raise ValueError(f'upsampling must be "transposed" or "resize", got {upsampling!r}')
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
+        self.out_channels = out_channels
         self.downsamplings = downsamplings
 
         widths = [filters * 2**level for level in range(downsamplings + 1)]

@@ -11,9 +11,9 @@ import torch
 from monai.networks.blocks import Warp
 from torch import Tensor, nn
 
-from pipeline.losses import CorrectionLoss, SmoothnessLoss, WeightedSum
+from pipeline.losses import CorrectionLoss, LeastSquaresAdversarialLoss, SmoothnessLoss, WeightedSum
 
-NetworkFactory = Callable[[], nn.Module]
+NetworkFactory = Callable[..., nn.Module]
 Terms = dict[str, Tensor]
 
 
@@ -28,8 +28,11 @@ class Translator(nn.Module):
     A term without a weight is not computed, and a network that no term needs is not built: with no weights at all, only
     what ``forward`` uses exists, which is what inference loads.
 
+    The second direction, target into source, is there where ``cycle`` has a weight (modes C and C+R): the adversarial
+    term is then the sum over both directions.
+
     Args:
-        weights: weight of each loss term by name. Names outside ``known_terms`` are refused.
+        weights: weight of each loss term by name; 0 is the same as none. Names outside ``known_terms`` are refused.
         registration: builds the registration network, ``forward(moving, fixed) -> displacement field in voxels``;
             called only if ``correction`` or ``smoothness`` has a weight.
 
@@ -38,6 +41,7 @@ class Translator(nn.Module):
         trained_size: buffer of 3 values, the image size in training in pixels, filled up with zeros; all zero if
             unknown.
         terms: names of the terms in use.
+        training_only: beginnings of the names of state that inference does not need, such as ``("discriminator",)``.
 
     Raises:
         ValueError: if a weight is of no known term, or a network that a term needs was not given.
@@ -52,7 +56,7 @@ class Translator(nn.Module):
     def __init__(self, weights: Mapping[str, float], registration: NetworkFactory | None = None) -> None:
         super().__init__()
         self.terms = WeightedSum(weights).terms if weights else ()
-        unknown = sorted(set(weights) - self.known_terms)
+        unknown = sorted(set(self.terms) - self.known_terms)
         if unknown:
             raise ValueError(
                 f"weights names {unknown}, which {type(self).__name__} does not know; "
@@ -66,6 +70,8 @@ class Translator(nn.Module):
             self.warp = Warp(mode="bilinear", padding_mode="border")
         self.correction_loss = CorrectionLoss()
         self.smoothness_loss = SmoothnessLoss()
+        self.adversarial_loss = LeastSquaresAdversarialLoss()
+        self._trained_as: str | None = None
 
     def forward(self, source: Tensor) -> Tensor:
         """Translate.
@@ -157,9 +163,27 @@ class Translator(nn.Module):
 
     def inference_state_dict(self) -> dict[str, Tensor]:
         """State of what ``forward`` uses: loads strictly into the same translator built without weights."""
-        return {
-            name: value for name, value in self.state_dict().items() if name.split(".", 1)[0] not in self.training_only
-        }
+        return self.without_training_only(self.state_dict())
+
+    def without_training_only(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The entries of a state dictionary that ``forward`` uses."""
+        prefixes = tuple(f"{name}." for name in self.training_only)
+        return {name: value for name, value in state.items() if not name.startswith(prefixes)}
+
+    @property
+    def signature(self) -> str:
+        """What the weights belong to: the translator, and the loss terms that they were trained with."""
+        if self.terms or self._trained_as is None:
+            return f"{type(self).__name__}({', '.join(sorted(self.terms)) or 'untrained'})"
+        return self._trained_as
+
+    def get_extra_state(self) -> Tensor:
+        """The signature, kept with the weights; as a tensor, since readers of weights expect nothing else."""
+        return torch.tensor(list(self.signature.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over the signature of loaded weights."""
+        self._trained_as = decode_signature(state)
 
     def _build_if_needed(self, name: str, factory: NetworkFactory | None, used_by: frozenset[str]) -> nn.Module | None:
         needed = sorted(used_by.intersection(self.terms))
@@ -168,3 +192,8 @@ class Translator(nn.Module):
         if factory is None:
             raise ValueError(f"the loss terms {needed} need the network '{name}', which was not given")
         return factory()
+
+
+def decode_signature(state: Tensor) -> str:
+    """The text of ``Translator.signature`` out of the extra state of a state dictionary."""
+    return bytes(state.tolist()).decode(errors="replace")

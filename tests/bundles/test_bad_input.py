@@ -152,7 +152,7 @@ KNOBS = [
     bad(
         "weight of an unknown term",
         weights={"adversarial": 1, "corection": 20},
-        says=["weights names ['corection']", "expected among ['adversarial', 'correction', 'smoothness']"],
+        says=["weights names ['corection']", "expected among ['adversarial', ", "'correction', "],
     ),
     bad(
         "negative weight",

@@ -53,9 +53,7 @@ def test_networks_without_a_term_are_not_built(make_translator, weights, built):
 
 
 def test_unknown_term_is_refused(make_translator):
-    with pytest.raises(
-        ValueError, match=r"\['corection'\].*expected among \['adversarial', 'correction', 'smoothness'\]"
-    ):
+    with pytest.raises(ValueError, match=r"\['corection'\].*expected among \[.*'correction', .*'smoothness'\]"):
         make_translator({"corection": 20})
 
 

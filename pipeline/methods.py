@@ -1,0 +1,74 @@
+"""The methods that the paper compares, as chains of configs: four backbones in four modes, and Pix2Pix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+BACKBONES = ("cyclegan", "unit", "munit", "nicegan")
+# By mode, the overlays that turn the default weights into it; train.json is mode NC+R with the CycleGAN backbone.
+MODES = {
+    "nc": ("no_registration.json",),
+    "nc+r": (),
+    "c": ("cycle.json", "no_registration.json"),
+    "c+r": ("cycle.json",),
+}
+# What the paper calls by a name of its own.
+NAMES = {"cyclegan-nc+r": "reggan", "cyclegan-c": "cyclegan"}
+DEFAULT_BACKBONE = "cyclegan"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One of the compared methods.
+
+    Attributes:
+        name: as ``method_name`` gives it; also the default name of its runs.
+        backbone: overlay of the backbone, without ".json"; train.json itself has the first one.
+        overlays: config files to stack over train.json, in this order.
+    """
+
+    name: str
+    backbone: str
+    overlays: tuple[str, ...]
+
+    @property
+    def inference_overlays(self) -> tuple[str, ...]:
+        """Config files to stack over inference.json: those of the backbone; the mode makes no difference there."""
+        return _backbone_overlays(self.backbone)
+
+
+def method_name(backbone: str, weights: Mapping[str, float]) -> str:
+    """Name of what a backbone trained with these loss weights is.
+
+    Args:
+        backbone: the config's name of the backbone.
+        weights: weight of each loss term.
+
+    Returns:
+        For instance "reggan", "cyclegan", "pix2pix", "munit-c+r". Weights that make none of the paper's modes are
+        named like the nearest one.
+    """
+    terms = {term for term, weight in weights.items() if weight}
+    if "pixel" in terms:
+        return "pix2pix" if backbone == DEFAULT_BACKBONE else f"{backbone}-pix2pix"
+    mode = ("c" if "cycle" in terms else "nc") + ("+r" if terms & {"correction", "smoothness"} else "")
+    name = f"{backbone}-{mode}"
+    return NAMES.get(name, name)
+
+
+def _backbone_overlays(backbone: str) -> tuple[str, ...]:
+    return () if backbone == DEFAULT_BACKBONE else (f"{backbone}.json",)
+
+
+def _methods() -> dict[str, Method]:
+    methods = [Method("pix2pix", DEFAULT_BACKBONE, ("pix2pix.json",))]
+    for backbone in BACKBONES:
+        for mode, overlays in MODES.items():
+            name = NAMES.get(f"{backbone}-{mode}", f"{backbone}-{mode}")
+            methods.append(Method(name, backbone, (*_backbone_overlays(backbone), *overlays)))
+    return {method.name: method for method in methods}
+
+
+METHODS = _methods()
+"""All 17 by name, in the order of the paper's table."""
