@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 
-from pipeline.bundle import RunFolder, check_knobs, device, flag, spatial_size
+from pipeline.bundle import RunFolder, by_size, check_knobs, device, flag, spatial_size
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,12 @@ def test_spatial_size(value, expected):
 def test_bad_spatial_size(value):
     with pytest.raises(ValueError, match=r"spatial_size must be a positive whole number or 2 of them, got"):
         spatial_size(value)
+
+
+def test_values_go_by_the_size_of_the_networks():
+    assert by_size("paper", small=16, paper=64) == 64
+    with pytest.raises(ValueError, match=r"network_size must be one of \['paper', 'small'\], got 'large'"):
+        by_size("large", small=16, paper=64)
 
 
 def test_all_bad_knobs_are_said_at_once():

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from monai.networks.blocks import Warp
+
+from pipeline.engines import TranslationTrainer
+from pipeline.networks import PatchDiscriminator, RegistrationNet, ResNetGenerator
+from pipeline.translators import CycleGANTranslator
+
+REGGAN = {"adversarial": 1.0, "correction": 20.0, "smoothness": 10.0}
 
 
 def test_terms_are_those_with_a_weight(make_translator, batch, reggan_weights):
@@ -58,9 +66,6 @@ def test_unknown_term_is_refused(make_translator):
 
 
 def test_missing_network_is_refused(make_translator, reggan_weights):
-    from pipeline.networks import ResNetGenerator
-    from pipeline.translators import CycleGANTranslator
-
     with pytest.raises(ValueError, match="need the network 'registration'"):
         CycleGANTranslator(reggan_weights, generator=lambda: ResNetGenerator(filters=4, residual_blocks=1))
 
@@ -92,3 +97,169 @@ def test_registration_is_refused_without_a_network(make_translator, batch):
 def test_bad_target_window_is_refused(make_translator, window):
     with pytest.raises(ValueError, match="low < high"):
         make_translator({}).describe_data(window, (32, 32))
+
+
+MODES = {
+    "NC": ({"adversarial": 1.0}, {"discriminator"}),
+    "NC+R": (REGGAN, {"discriminator", "registration"}),
+    "C": ({"adversarial": 1.0, "cycle": 10.0}, {"discriminator", "source_generator", "source_discriminator"}),
+    "C+R": (
+        {**REGGAN, "cycle": 10.0},
+        {"discriminator", "registration", "source_generator", "source_discriminator"},
+    ),
+    "Pix2Pix": ({"conditional_adversarial": 1.0, "pixel": 100.0}, {"discriminator"}),
+}
+OPTIONAL = ("discriminator", "registration", "source_generator", "source_discriminator")
+every_mode = pytest.mark.parametrize(("weights", "built"), MODES.values(), ids=MODES)
+
+
+def trainer_of(translator, weights, batch):
+    """A trainer on one batch; a step is ``trainer._iteration(trainer, batch)``."""
+    g = torch.optim.Adam(translator.generator_parameters(), lr=1e-3)
+    d = torch.optim.Adam(translator.discriminator_parameters(), lr=1e-3)
+    return TranslationTrainer("cpu", 1, [batch], translator, g, d, weights)
+
+
+@every_mode
+def test_a_mode_has_its_terms_and_networks(make_translator, batch, weights, built):
+    translator = make_translator(weights)
+    outputs, terms = translator.generator_terms(batch)
+    assert set(terms) == set(weights)
+    assert {name for name in OPTIONAL if getattr(translator, name) is not None} == built
+    adversarial = {name for name in weights if name.endswith("adversarial")}
+    detached = {name: output.detach() for name, output in outputs.items()}
+    assert set(translator.discriminator_terms(batch, detached)) == adversarial
+
+
+def test_cycle_terms_equal_an_independent_calculation(make_translator, batch):
+    translator = make_translator(MODES["C"][0])
+    x, y = batch["image"], batch["label"]
+    outputs, terms = translator.generator_terms(batch)
+    forth, back = translator.generator, translator.source_generator
+    fake_y, fake_x = forth(x), back(y)
+    torch.testing.assert_close(terms["cycle"], (back(fake_y) - x).abs().mean() + (forth(fake_x) - y).abs().mean())
+    judge_y, judge_x = translator.discriminator, translator.source_discriminator
+    expected = ((judge_y(fake_y) - 1) ** 2).mean() + ((judge_x(fake_x) - 1) ** 2).mean()
+    torch.testing.assert_close(terms["adversarial"], expected)
+    d_terms = translator.discriminator_terms(batch, {name: output.detach() for name, output in outputs.items()})
+    # The pools are not full yet: they return what they are given.
+    expected = (judge_y(fake_y) ** 2).mean() + ((judge_y(y) - 1) ** 2).mean()
+    expected = expected + (judge_x(fake_x) ** 2).mean() + ((judge_x(x) - 1) ** 2).mean()
+    torch.testing.assert_close(d_terms["adversarial"], expected)
+    assert len(translator.pool) == len(translator.source_pool) == len(x)
+
+
+def test_pix2pix_terms_equal_an_independent_calculation(make_translator, batch):
+    translator = make_translator(MODES["Pix2Pix"][0])
+    x, y = batch["image"], batch["label"]
+    outputs, terms = translator.generator_terms(batch)
+    pred = translator.generator(x)
+    torch.testing.assert_close(terms["pixel"], (pred - y).abs().mean())
+    judge = translator.discriminator
+    assert judge.in_channels == 2
+    fake, real = judge(torch.cat([x, pred], 1)), judge(torch.cat([x, y], 1))
+    torch.testing.assert_close(terms["conditional_adversarial"], ((fake - 1) ** 2).mean())
+    d_terms = translator.discriminator_terms(batch, {"pred": outputs["pred"].detach()})
+    torch.testing.assert_close(d_terms["conditional_adversarial"], (fake**2).mean() + ((real - 1) ** 2).mean())
+
+
+def test_discriminators_see_earlier_fakes_in_the_cycle_modes(make_translator, batch):
+    translator = make_translator(MODES["C"][0])
+    for pool in (translator.pool, translator.source_pool):
+        pool(torch.full((50, 1, 32, 32), 0.5))  # full of images that no generator made
+    seen = []
+    translator.discriminator.register_forward_hook(lambda module, images, scores: seen.append(images[0].detach()))
+    outputs = {name: output.detach() for name, output in translator.generator_terms(batch)[0].items()}
+    seen.clear()
+    for _ in range(8):
+        translator.discriminator_terms(batch, outputs)
+    fakes = torch.cat([images[:2] for images in seen])
+    assert any(torch.all(image == 0.5) for image in fakes)
+    assert any(torch.equal(image, outputs["pred"][0]) for image in fakes)
+
+
+@every_mode
+def test_each_optimiser_moves_its_own_networks_only(make_translator, batch, weights, built):
+    translator = make_translator(weights)
+    trainer = trainer_of(translator, weights, batch)
+    ours = {id(p) for p in translator.discriminator_parameters()}
+
+    def snapshot():
+        return {name: parameter.detach().clone() for name, parameter in translator.named_parameters()}
+
+    states, update = [snapshot()], trainer._update
+
+    def watched(optimizer, terms):
+        update(optimizer, terms)
+        states.append(snapshot())
+
+    trainer._update = watched
+    trainer._iteration(trainer, batch)
+    owner = {name: id(parameter) in ours for name, parameter in translator.named_parameters()}
+    for before, after, discriminators in zip(states, states[1:], (False, True), strict=False):
+        moved = {name for name in before if not torch.equal(before[name], after[name])}
+        assert moved
+        assert all(owner[name] == discriminators for name in moved)
+
+
+@every_mode
+def test_every_parameter_of_the_generators_learns(make_translator, batch, weights, built):
+    translator = make_translator(weights)
+    if translator.registration is not None:  # its last layer starts near zero: nothing flows through it yet
+        torch.nn.init.normal_(translator.registration.output.conv.weight, std=0.1)
+    sum(translator.generator_terms(batch)[1].values()).backward()
+    assert [name for name, p in translator.named_parameters() if p.grad is None] == []
+
+
+@every_mode
+def test_every_mode_is_used_alike(make_translator, batch, weights, built):
+    trained = make_translator(weights)
+    state = trained.inference_state_dict()
+    assert {name.split(".")[0] for name in state} == {"generator", "target_window", "trained_size", "_extra_state"}
+    served = make_translator({}, seed=7)
+    served.load_state_dict(state)
+    torch.testing.assert_close(served(batch["image"]), trained(batch["image"]))
+    assert served.signature == trained.signature
+
+
+@pytest.mark.parametrize("weights", [mode[0] for mode in MODES.values()], ids=MODES)
+def test_volumes(weights):
+    translator = CycleGANTranslator(
+        weights,
+        generator=partial(ResNetGenerator, spatial_dims=3, filters=2, residual_blocks=1),
+        discriminator=partial(PatchDiscriminator, spatial_dims=3, filters=2, layers=1),
+        registration=partial(RegistrationNet, spatial_dims=3, channels=(2, 2)),
+    )
+    batch = {name: torch.rand(1, 1, 12, 13, 14) * 2 - 1 for name in ("image", "label")}
+    trainer = trainer_of(translator, weights, batch)
+    losses = trainer._iteration(trainer, batch)["losses"]
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert translator(batch["image"]).shape == (1, 1, 12, 13, 14)
+
+
+@every_mode
+def test_bfloat16(make_translator, batch, weights, built):
+    translator = make_translator(weights)
+    trainer = TranslationTrainer(
+        "cpu",
+        1,
+        [batch],
+        translator,
+        torch.optim.Adam(translator.generator_parameters()),
+        torch.optim.Adam(translator.discriminator_parameters()),
+        weights,
+        amp=True,
+    )
+    losses = trainer._iteration(trainer, batch)["losses"]
+    assert all(torch.isfinite(loss) and loss.dtype == torch.float32 for loss in losses.values())
+
+
+def test_two_kinds_of_adversarial_term_are_refused(make_translator):
+    with pytest.raises(ValueError, match="there is one discriminator"):
+        make_translator({"adversarial": 1, "conditional_adversarial": 1})
+
+
+def test_the_cycle_alone_needs_no_discriminator(make_translator):
+    translator = make_translator({"cycle": 10.0})
+    assert translator.discriminator_networks() == ()
+    assert not hasattr(translator, "pool")
