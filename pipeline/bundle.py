@@ -32,8 +32,9 @@ RUN_OUTPUTS = (
     "mlflow_run.json",
 )
 WEIGHTS = ("checkpoints", "model.pt")
-# What every bundle of the model zoo has, whether or not anything in it refers to it.
-ZOO_NAMES = ("bundle_root", "dataset_dir")
+# What may stand in a config whether or not anything in it refers to it: what every bundle of the model zoo has, and the
+# size of networks whose settings are all given one by one.
+UNREFERENCED = ("bundle_root", "dataset_dir", "network_size")
 # How the errors begin that MONAI wraps around what a config's part raises.
 WRAPPERS = ("Failed to instantiate", "Failed to evaluate", "applying transform")
 # Knobs that are whole numbers, with the least that each may be.
@@ -279,8 +280,9 @@ class RunFolder:
         if self._parser is not None:
             resolved = self._parser.ref_resolver.resolved_content
             for name in parameters.keys() & resolved.keys():
-                if resolved[name] is None or isinstance(resolved[name], (str, int, float, bool, tuple, torch.device)):
-                    parameters[name] = resolved[name]
+                value = resolved[name]
+                if _is_plain(value) or (isinstance(value, dict) and all(map(_is_plain, value.values()))):
+                    parameters[name] = value
         return parameters
 
     def _config(self) -> dict[str, Any]:
@@ -308,6 +310,10 @@ class RunFolder:
             self._config_written = True
 
 
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int, float, bool, tuple, torch.device))
+
+
 def _calling_parser() -> ConfigParser | None:
     """The parser that is building this part, None outside of one.
 
@@ -329,7 +335,7 @@ def _refuse_misspelt_knobs(parser: ConfigParser) -> list[str]:
         The other names of plain values that nothing refers to.
     """
     used = {ReferenceResolver.split_id(name)[0] for name in _all_references(parser.config)}
-    entries = set(parser.config) - {parser.meta_key, *ZOO_NAMES}
+    entries = set(parser.config) - {parser.meta_key, *UNREFERENCED}
     unused = []
     for name in sorted(entries - used):
         if isinstance(parser.config[name], (dict, list)) or str(parser.config[name]).startswith("$"):

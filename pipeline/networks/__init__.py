@@ -1,7 +1,21 @@
 """Networks, two- and three-dimensional through `spatial_dims`."""
 
+from pipeline.networks.multiscale_discriminator import MultiScaleDiscriminator
+from pipeline.networks.munit import MUNITGenerator
+from pipeline.networks.nicegan import NICEDiscriminator, NICEEncoder, NICEGenerator
 from pipeline.networks.patch_discriminator import PatchDiscriminator
 from pipeline.networks.registration import RegistrationNet
 from pipeline.networks.resnet_generator import ResNetGenerator
+from pipeline.networks.unit import UNITGenerator
 
-__all__ = ["PatchDiscriminator", "RegistrationNet", "ResNetGenerator"]
+__all__ = [
+    "MUNITGenerator",
+    "MultiScaleDiscriminator",
+    "NICEDiscriminator",
+    "NICEEncoder",
+    "NICEGenerator",
+    "PatchDiscriminator",
+    "RegistrationNet",
+    "ResNetGenerator",
+    "UNITGenerator",
+]

@@ -3,5 +3,16 @@
 from pipeline.translators.base import Translator, decode_signature
 from pipeline.translators.cyclegan import CycleGANTranslator
 from pipeline.translators.image_pool import ImagePool
+from pipeline.translators.munit import MUNITTranslator
+from pipeline.translators.nicegan import NICETranslator
+from pipeline.translators.unit import UNITTranslator
 
-__all__ = ["CycleGANTranslator", "ImagePool", "Translator", "decode_signature"]
+__all__ = [
+    "CycleGANTranslator",
+    "ImagePool",
+    "MUNITTranslator",
+    "NICETranslator",
+    "Translator",
+    "UNITTranslator",
+    "decode_signature",
+]

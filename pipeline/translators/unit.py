@@ -1,0 +1,95 @@
+"""The UNIT backbone: a variational autoencoder per domain, with a latent space that both share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.translators.autoencoding import AutoencodingTranslator
+from pipeline.translators.base import NetworkFactory, Terms
+
+
+class UNITTranslator(AutoencodingTranslator):
+    """Translation by the source's encoder and the target's decoder.
+
+    The method is that of UNIT (Liu et al., NIPS 2017, arXiv 1703.00848) in the form of RegGAN's comparison (Kong et
+    al., NeurIPS 2021, arXiv 2110.06465), with the weights ``reconstruction`` 10 and ``kl`` 0.01 beside the mode's own.
+    An encoder gives the mean of a latent of unit variance; in training Gaussian noise is added in front of every
+    decoder, the same noise for all that is decoded from one latent; in use there is none.
+
+    As in RegGAN's comparison, and unlike UNIT's own paper: the domains share no layers. KL is the mean square of the
+    latent, without the usual factor 1/2. Unlike the comparison's code, which has the round trip of the source in every
+    mode, the cycle is there in C and C+R only, as its paper's table of modes has it.
+
+    Args:
+        weights: weight of each loss term. Known are, beside those of the registration correction: ``adversarial``, over
+            both directions where ``cycle`` has a weight; ``cycle``, the mean absolute differences of both round trips,
+            summed; ``reconstruction``, those of both autoencoders within their domains; ``kl``, the mean squares of the
+            latents of source and target, and of every translation encoded again, summed.
+        generator: builds the autoencoder of one domain, such as ``UNITGenerator``; called for each domain with the
+            ``parts`` that are needed.
+        discriminator: see ``AutoencodingTranslator``.
+        registration: see ``Translator``.
+
+    Attributes:
+        encoder: source images to latents.
+        decoder: latents to target images.
+        target_encoder: target images to latents; None unless ``reconstruction``, ``kl`` or ``cycle`` has a weight.
+        source_decoder: latents to source images; None unless ``reconstruction`` or ``cycle`` has a weight.
+    """
+
+    known_terms: ClassVar[frozenset[str]] = AutoencodingTranslator.known_terms | {"kl"}
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        generator: NetworkFactory,
+        discriminator: NetworkFactory | None = None,
+        registration: NetworkFactory | None = None,
+    ) -> None:
+        super().__init__(weights, discriminator, registration)
+        both = ("encoder", "decoder")
+        source: Any = generator(parts=both if self.needs("reconstruction", "cycle") else ("encoder",))
+        target: Any = generator(parts=both if self.needs("reconstruction", "cycle", "kl") else ("decoder",))
+        self.encoder, self.source_decoder = source.encoder, source.decoder
+        self.decoder, self.target_encoder = target.decoder, target.encoder
+
+    def forward(self, source: Tensor) -> Tensor:
+        """See ``Translator.forward``."""
+        return self.decoder(self.encoder(source), source.shape[2:])
+
+    def generator_terms(self, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Terms]:
+        """See ``Translator.generator_terms``; with the cycle, the outputs also hold ``source_pred``."""
+        source, target = batch["image"], batch["label"]
+        size = source.shape[2:]
+        latents = [self.encoder(source)]
+        code = _with_noise(latents[0])
+        pred = self.decoder(code, size)
+        corrected, terms = self.correct(pred, target)
+        outputs = {"pred": pred, **corrected}
+
+        if self.target_encoder is not None:
+            latents.append(self.target_encoder(target))
+            target_code = _with_noise(latents[-1])
+        if self.needs("cycle", "kl"):
+            latents.append(self.target_encoder(pred))
+        if self.needs("cycle"):
+            source_back = self.source_decoder(_with_noise(latents[-1]), size)
+            outputs["source_pred"] = source_pred = self.source_decoder(target_code, size)
+            latents.append(self.encoder(source_pred))
+            target_back = self.decoder(_with_noise(latents[-1]), size)
+            terms["cycle"] = F.l1_loss(source_back, source) + F.l1_loss(target_back, target)
+        if self.needs("reconstruction"):
+            within = self.source_decoder(code, size), self.decoder(target_code, size)
+            terms["reconstruction"] = F.l1_loss(within[0], source) + F.l1_loss(within[1], target)
+        if self.needs("kl"):
+            terms["kl"] = torch.stack([latent.float().square().mean() for latent in latents]).sum()
+        return outputs, terms | self.adversarial_terms(outputs)
+
+
+def _with_noise(latent: Tensor) -> Tensor:
+    return latent + torch.randn_like(latent)
