@@ -1,14 +1,18 @@
-"""Files that are whole or not there, and folders that serve one process."""
+"""Files that are whole or not there, what torch.save wrote, and folders that serve one process."""
 
 from __future__ import annotations
 
+import errno
 import os
+import pickle
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import torch
 
 if os.name == "nt":
     import msvcrt
@@ -34,6 +38,48 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+class UnreadableFileError(ValueError):
+    """A file that `load_tensors` does not read; the message says which and why.
+
+    Attributes:
+        holds_objects: whether it is whole, but holds objects that could run code.
+    """
+
+    def __init__(self, message: str, holds_objects: bool = False) -> None:
+        super().__init__(message)
+        self.holds_objects = holds_objects
+
+
+def load_tensors(path: str | Path, map_location: Any = "cpu") -> Any:
+    """Read what ``torch.save`` wrote, without running any code in the file.
+
+    Args:
+        path: file of tensors and plain values, such as a state dictionary.
+        map_location: device for the tensors.
+
+    Raises:
+        UnreadableFileError: if the file is missing, damaged, or holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UnreadableFileError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # whatever the bytes of a damaged or foreign file make the unpickler raise
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which stands for a jump out of a cut file
+            raise UnreadableFileError(f"{path} cannot be read: {error}") from error
+        refused = isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error)
+        if refused or "TorchScript" in str(error):
+            raise UnreadableFileError(
+                f"{path} holds objects other than tensors and plain values (a whole module or a script); it is not "
+                "loaded, since that could run code of whoever wrote it",
+                holds_objects=True,
+            ) from error
+        raise UnreadableFileError(
+            f"{path} cannot be read, it may be cut short or not written by torch.save ({type(error).__name__})"
+        ) from error
 
 
 class ProcessLock:

@@ -3,12 +3,16 @@
 Everything is measured side by side in one run, in turns, and reported as a ratio: machines are noisy. The plain
 schedule is the one of the RegGAN authors' code, built from the same networks: the generator runs again for the
 discriminator's step, and the discriminator's gradients are also computed in the generator's.
+
+With --methods, the methods of the paper are measured instead, each against RegGAN; the paper's networks take images of
+256x256 and more, which is slow without a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import io
 import platform
 import statistics
@@ -16,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,14 +31,20 @@ from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset, set_track_meta
 from monai.transforms import RandAffined
 
+from pipeline.bundle import check_image_size
 from pipeline.engines import PrepareBatch, TranslationTrainer
+from pipeline.handlers.tables import markdown_table
+from pipeline.methods import METHODS
 from pipeline.networks import PatchDiscriminator, RegistrationNet, ResNetGenerator
-from pipeline.translators import CycleGANTranslator
+from pipeline.translators import CycleGANTranslator, Translator
 from transforms import RandDeformationNoised
 
-CONFIG = Path(__file__).resolve().parent.parent / "bundles" / "reggan" / "configs" / "train.json"
+CONFIGS = Path(__file__).resolve().parent.parent / "bundles" / "reggan" / "configs"
+CONFIG = CONFIGS / "train.json"
 WEIGHTS = {"adversarial": 1.0, "correction": 20.0, "smoothness": 10.0}
 SCHEDULES = ("ours", "plain")
+REFERENCE = "reggan"
+Weights = Mapping[str, float]
 
 
 def main() -> None:
@@ -45,32 +55,55 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each schedule (default: 8)")
     parser.add_argument("--iterations", type=int, default=100, help="iterations of each timed pass (default: 100)")
     parser.add_argument("--rounds", type=int, default=7, help="timed passes of the loop (default: 7)")
-    parser.add_argument("--peak-memory", choices=SCHEDULES, help=argparse.SUPPRESS)  # what the child processes run
+    parser.add_argument(
+        "--methods",
+        nargs="*",
+        choices=METHODS,
+        metavar="NAME",
+        help=f"measure these methods, all 17 without a name, against {REFERENCE}",
+    )
+    parser.add_argument(
+        "--network-size", choices=("paper", "small"), default="paper", help="with --methods (default: paper)"
+    )
+    parser.add_argument(  # what the child processes run
+        "--peak-memory", choices=(*SCHEDULES, *METHODS), help=argparse.SUPPRESS
+    )
     args = parser.parse_args()
     device = torch.device(args.device)
     if args.peak_memory:
-        print(peak_memory(args.peak_memory, args.size, device))
+        print(peak_memory(args.peak_memory, args.size, device, args.network_size))
         return
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"Machine: {name}, {platform.machine()}; Python {platform.python_version()}, torch {torch.__version__}\n")
+    if args.methods is not None:
+        try:
+            report_methods(args.methods or list(METHODS), args.size, args.steps, device, args.network_size)
+        except ValueError as error:
+            parser.error(f"--size {args.size}: {error}")
+        return
     step = report_step(args.size, args.steps, device)
     report_loop(args.iterations, args.rounds, device)
     report_data(args.size, step, device)
     report_memory(args.size, device)
 
 
-def make_step(schedule: str, size: int, device: torch.device) -> Callable[[], None]:
-    """One training step of the paper's networks on a fixed pair, as we do it or in the plain schedule."""
+def make_step(work: str, size: int, device: torch.device, network_size: str = "paper") -> Callable[[], Any]:
+    """One training step on a fixed pair: of a method, or of the paper's RegGAN in one of the schedules."""
     torch.manual_seed(0)
-    translator = CycleGANTranslator(
-        WEIGHTS, generator=ResNetGenerator, discriminator=PatchDiscriminator, registration=RegistrationNet
-    ).to(device)
+    weights: Weights = WEIGHTS
+    if work in SCHEDULES:
+        translator: Any = CycleGANTranslator(
+            WEIGHTS, generator=ResNetGenerator, discriminator=PatchDiscriminator, registration=RegistrationNet
+        )
+    else:
+        translator, weights = make_translator(work, network_size)
+    translator.to(device)
     settings: dict[str, Any] = {"lr": 1e-4, "betas": (0.5, 0.999), "weight_decay": 1e-4}
     g = torch.optim.Adam(translator.generator_parameters(), **settings)
     d = torch.optim.Adam(translator.discriminator_parameters(), **settings)
     batch = {name: torch.rand(1, 1, size, size, device=device) * 2 - 1 for name in ("image", "label")}
-    if schedule == "ours":
-        trainer = TranslationTrainer(device, 1, [batch], translator, g, d, WEIGHTS)
+    if work != "plain":
+        trainer = TranslationTrainer(device, 1, [batch], translator, g, d, weights)
         return lambda: trainer._iteration(trainer, batch)
 
     def plain() -> None:
@@ -86,6 +119,14 @@ def make_step(schedule: str, size: int, device: torch.device) -> Callable[[], No
         d.step()
 
     return plain
+
+
+def make_translator(method: str, network_size: str) -> tuple[Translator, Weights]:
+    """A method's translator, out of its chain of configs, and its loss weights."""
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / name) for name in ("train.json", *METHODS[method].overlays)])
+    parser.update({"network_size": network_size})
+    return parser.get_parsed_content("network_def"), parser.get_parsed_content("weights")
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> float:
@@ -222,10 +263,10 @@ def report_data(size: int, step: float, device: torch.device) -> None:
     print(f"    cost against the per-sample affine: {rates['per-sample affine'] / rates['ours']:.2f}\n")
 
 
-def peak_memory(schedule: str, size: int, device: torch.device) -> float:
+def peak_memory(work: str, size: int, device: torch.device, network_size: str = "paper") -> float:
     """Peak memory of a few steps in MiB: of the GPU, or what this process took beyond what it had."""
     before = resident_peak()
-    step = make_step(schedule, size, device)
+    step = make_step(work, size, device, network_size)
     for _ in range(3):
         step()
     return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else resident_peak() - before
@@ -242,15 +283,66 @@ def resident_peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def peak_memories(
+    works: Sequence[str], size: int, device: torch.device, network_size: str = "paper"
+) -> dict[str, float]:
+    """Peak memory in MiB of a step of each, measured in a process of its own."""
+    command = [sys.executable, __file__, "--device", str(device), "--size", str(size)]
+    command += ["--network-size", network_size, "--peak-memory"]
+    peaks = {}
+    for work in works:
+        result = subprocess.run([*command, work], capture_output=True, text=True, check=True)
+        peaks[work] = float(result.stdout.split()[-1])
+    return peaks
+
+
 def report_memory(size: int, device: torch.device) -> None:
     """(d) Peak memory of a step, each schedule in a process of its own."""
-    command = [sys.executable, __file__, "--device", str(device), "--size", str(size), "--peak-memory"]
-    peaks = {}
-    for schedule in SCHEDULES:
-        result = subprocess.run([*command, schedule], capture_output=True, text=True, check=True)
-        peaks[schedule] = float(result.stdout.split()[-1])
+    peaks = peak_memories(SCHEDULES, size, device)
     print(f"(d) Peak memory of a step at {size}x{size}: {peaks['ours']:.0f} MiB, plain {peaks['plain']:.0f} MiB,")
     print(f"    ratio {peaks['ours'] / peaks['plain']:.2f}")
+
+
+def report_methods(names: Sequence[str], size: int, steps: int, device: torch.device, network_size: str) -> None:
+    """(e) What each method builds, and what its step costs in time and memory against that of RegGAN.
+
+    Each is timed in turns with RegGAN, two at a time, since not all fit into the memory together.
+    """
+    counts = {}
+    for name in dict.fromkeys([REFERENCE, *names]):
+        translator = make_translator(name, network_size)[0]
+        check_image_size((size, size), translator)
+        counts[name] = count_parameters(translator)
+    peaks = peak_memories(list(counts), size, device, network_size)
+    rows = [["method", "networks", "parameters of G", "of D", "of R", "step", "step / RegGAN", "memory / RegGAN"]]
+    for name in names:
+        times = in_turns(
+            {work: make_step(work, size, device, network_size) for work in (name, REFERENCE)}, steps, device
+        )
+        gc.collect()  # trainers refer to themselves
+        pairs = zip(times[name], times[REFERENCE], strict=True)
+        ratio = 1.0 if name == REFERENCE else statistics.median(a / b for a, b in pairs)
+        networks, *numbers = counts[name]
+        milliseconds = 1e3 * statistics.median(times[name])
+        memory = peaks[name] / peaks[REFERENCE]
+        cells = [f"{milliseconds:.0f} ms", f"{ratio:.2f}", f"{memory:.2f}"]
+        rows.append([name, ", ".join(networks), *(f"{number:,}" for number in numbers), *cells])
+    print(f"(e) Methods, {network_size} networks at {size}x{size}, batch 1, median of {steps} pairs of steps.")
+    print(f"    Peak memory of RegGAN: {peaks[REFERENCE]:.0f} MiB\n")
+    print(markdown_table(rows))
+
+
+def count_parameters(translator: Translator) -> tuple[list[str], int, int, int]:
+    """Names of a translator's networks, and the parameters of generator's side, discriminator's side, registration."""
+    networks = [name for name, part in translator.named_children() if any(True for _ in part.parameters())]
+    registration = translator.registration
+    sides = (
+        translator.generator_parameters(),
+        translator.discriminator_parameters(),
+        () if registration is None else registration.parameters(),
+    )
+    generator, judging, registering = (sum(parameter.numel() for parameter in side) for side in sides)
+    return networks, generator - registering, judging, registering
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ STAGES = ("train", "evaluate", "resume", "translate")
 EPOCHS, EPOCHS_AFTER_RESUME = 2, 3
 SCORES = ("psnr", "ssim", "nmae")
 ERROR_LINES = 8
-# Trying: as small as makes sense. The discriminators with the most stages refuse images below 65 pixels.
+# Trying: as small as makes sense. The discriminators with the most stages refuse images below 61 pixels.
 TRIAL = {"spatial_size": 72, "filters": 4}
 TRIAL_PHANTOM = {"subjects": (2, 1, 1), "resolution": 8.0}
 # Learning: the images and networks of train.json.
@@ -110,7 +110,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--filters", type=int, help="width of generator and discriminator (default: 4, with --learn the configs' own)"
     )
     parser.add_argument("--batch-size", type=_positive, default=2, help="pairs in a step (default: 2)")
-    parser.add_argument("--steps", type=_positive, default=300, help="with --learn: training steps (default: 300)")
+    parser.add_argument(
+        "--steps",
+        type=_positive,
+        default=300,
+        help="with --learn: training steps, rounded down to a multiple of --evaluations (default: 300)",
+    )
     parser.add_argument(
         "--evaluations", type=_positive, default=6, help="with --learn: evaluations after the first one (default: 6)"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from ignite.handlers import DiskSaver
 from monai.engines import Evaluator
 from torch import Tensor
 
+from pipeline.files import UnreadableFileError, load_tensors
 from pipeline.metrics import IntensityMap
 from pipeline.translators import Translator, decode_signature
 
@@ -34,20 +34,10 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     Raises:
         CheckpointError: if the file is missing, truncated, or holds more than tensors and plain values.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist")
     try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # whatever the bytes of a damaged or foreign file make the unpickler raise
-        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-            raise CheckpointError(
-                f"checkpoint {path} holds objects other than tensors and plain values; it is not loaded, since that "
-                "could run code of whoever wrote it"
-            ) from error
-        raise CheckpointError(
-            f"checkpoint {path} cannot be read, it may be cut short or no checkpoint ({type(error).__name__})"
-        ) from error
+        content = load_tensors(path, map_location)
+    except UnreadableFileError as error:
+        raise CheckpointError(f"checkpoint {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"checkpoint {path} holds a {type(content).__name__}, expected a dictionary")
     return content

@@ -83,8 +83,8 @@ class ContentEncoder(nn.Module):
 
     @property
     def minimum_size(self) -> int:
-        """Smallest size along any spatial axis: the paddings reflect 3 voxels at the top and 1 at the bottom."""
-        return max(STEM_KERNEL // 2 + 1, 2**self.downsamplings + 1)
+        """Smallest size along any spatial axis: 2 voxels must be left for the padding of the residual blocks."""
+        return 2**self.downsamplings + 1
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images.

@@ -40,15 +40,16 @@ def test_images_have_the_size_that_was_encoded_and_lie_in_range(size):
 
 def test_voxels_stay_in_place_at_odd_sizes():
     """An image and the same image without its last rows are the same but near the cut."""
-    network, image = small(), images(64, 64)
+    torch.manual_seed(0)
+    network, image = small(filters=8), images(64, 64)
     for module in network.modules():  # the norms see the whole image
         if isinstance(module, nn.Sequential):
             for number, layer in enumerate(module):
                 if isinstance(layer, (nn.InstanceNorm2d, nn.GroupNorm)):
                     module[number] = nn.Identity()
-    cut = network(image[:, :, :61, :62])
-    assert (network(image) - cut.new_zeros(1)).std() > 1e-3
-    torch.testing.assert_close(network(image)[:, :, :8, :8], cut[:, :, :8, :8])
+    whole, cut = network(image), network(image[:, :, :61, :62])
+    assert whole[:, :, :8, :8].std() > 1e-5
+    torch.testing.assert_close(whole[:, :, :8, :8], cut[:, :, :8, :8])
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])

@@ -1,11 +1,15 @@
-"""Import of weights saved by the authors' code, against the names, shapes and arithmetic of that code."""
+"""Import of weights saved by the authors' code: the CycleGAN backbone, registration, and files on disk."""
+
+from typing import NamedTuple
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from pipeline.networks import PatchDiscriminator, RegistrationNet, ResNetGenerator
-from pipeline.networks.weights import WeightsError, import_state_dict, read_state_dict, write_state_dict
+from pipeline.networks.weights import WeightsError, combine, import_state_dict, read_state_dict, write_state_dict
+from pipeline.translators import decode_signature
 
 
 def convolution(name, out_channels, in_channels, kernel, dims=2, transposed=False):
@@ -120,16 +124,30 @@ class Arithmetic:
         return self.conv("offset_map.output.conv2d", self.leaky("offset_map.refine.1.conv2d", x), padding=1)
 
 
+class Imported(NamedTuple):
+    """What was made of a file with one network."""
+
+    role: str
+    network: nn.Module
+    settings: dict
+
+
+def import_one(state):
+    file = import_state_dict(state)
+    [network], [settings] = file.networks.values(), file.settings.values()
+    return Imported(file.role, network, settings)
+
+
 def test_imported_generator_computes_what_the_authors_does():
     state, source = authors_generator(blocks=3), torch.rand(2, 1, 20, 24) * 2 - 1
-    imported = import_state_dict(state)
+    imported = import_one(state)
     assert (imported.role, type(imported.network)) == ("generator", ResNetGenerator)
     torch.testing.assert_close(imported.network(source), Arithmetic(state).generator(source, 3))
 
 
 def test_imported_discriminator_computes_what_the_authors_does():
     state, images = authors_discriminator(), torch.rand(2, 1, 40, 48) * 2 - 1
-    imported = import_state_dict(state)
+    imported = import_one(state)
     assert (imported.role, type(imported.network)) == ("discriminator", PatchDiscriminator)
     torch.testing.assert_close(imported.network(images), Arithmetic(state).discriminator(images))
 
@@ -138,7 +156,7 @@ def test_imported_discriminator_computes_what_the_authors_does():
 def test_imported_registration_net_computes_what_the_authors_does(size):
     state = authors_registration()
     moving, fixed = torch.rand(2, 2, 1, *size) * 2 - 1
-    imported = import_state_dict(state)
+    imported = import_one(state)
     assert (imported.role, type(imported.network)) == ("registration", RegistrationNet)
     expected = Arithmetic(state).registration(moving, fixed, levels=3, blocks=3)
     torch.testing.assert_close(imported.network(moving, fixed), expected)
@@ -157,8 +175,8 @@ def test_imported_registration_net_computes_what_the_authors_does(size):
     ],
 )
 def test_the_paper_s_networks_are_recognised(make, count, settings):
-    imported = import_state_dict(make())
-    assert imported.parameter_count == count
+    imported = import_one(make())
+    assert sum(parameter.numel() for parameter in imported.network.parameters()) == count
     assert settings.items() <= imported.settings.items()
 
 
@@ -178,7 +196,7 @@ def test_the_paper_s_networks_are_recognised(make, count, settings):
     ],
 )
 def test_other_widths_and_depths_are_read_from_the_shapes(state, settings):
-    imported = import_state_dict(state)
+    imported = import_one(state)
     assert settings.items() <= imported.settings.items()
     for ours, theirs in zip(imported.network.state_dict().values(), state.values(), strict=True):
         assert torch.equal(ours, theirs)
@@ -195,26 +213,28 @@ def test_other_widths_and_depths_are_read_from_the_shapes(state, settings):
 )
 def test_our_own_tensors_in_their_order_come_back_whatever_their_names(network):
     tensors = network.state_dict()
-    imported = import_state_dict({f"module.layer{i}": tensor for i, tensor in enumerate(tensors.values())})
+    imported = import_one({f"module.layer{i}": tensor for i, tensor in enumerate(tensors.values())})
     assert type(imported.network) is type(network)
     for name, tensor in imported.network.state_dict().items():
         assert torch.equal(tensor, tensors[name])
 
 
 def test_half_precision_becomes_single():
-    imported = import_state_dict({name: tensor.half() for name, tensor in authors_discriminator().items()})
+    imported = import_one({name: tensor.half() for name, tensor in authors_discriminator().items()})
     assert all(tensor.dtype == torch.float32 for tensor in imported.network.state_dict().values())
 
 
 @pytest.mark.parametrize("make", [authors_generator, authors_discriminator, authors_registration])
 def test_names_are_those_of_a_translator(make):
-    imported = import_state_dict(make())
-    tensors = imported.state_dict((-1000, 2000), (256, 256))
+    imported = import_one(make())
+    tensors = combine([import_state_dict(make())]).state_dict((-1000, 2000), (256, 256))
     window = tensors.pop("target_window", None)
     size = tensors.pop("trained_size", None)
+    signature = tensors.pop("_extra_state", None)
     assert size is None or size.tolist() == [256, 256, 0]
     assert (window is not None) == (imported.role == "generator")
     assert window is None or window.tolist() == [-1000, 2000]
+    assert signature is None or decode_signature(signature) == "CycleGANTranslator(imported)"
     stripped = {name.removeprefix(f"{imported.role}."): tensor for name, tensor in tensors.items()}
     type(imported.network)(**imported.settings).load_state_dict(stripped, strict=True)
 
@@ -222,7 +242,23 @@ def test_names_are_those_of_a_translator(make):
 @pytest.mark.parametrize("window", [(1, 1), (2, 1), (0, float("inf")), (float("nan"), 1)])
 def test_windows_that_map_nothing_are_refused(window):
     with pytest.raises(WeightsError, match="target window must be two finite values, low < high, got"):
-        import_state_dict(authors_generator()).state_dict(window)
+        combine([import_state_dict(authors_generator())]).state_dict(window)
+
+
+@pytest.mark.parametrize(
+    ("makes", "found"),
+    [
+        ([], "no files"),
+        ([authors_generator, authors_generator], r"ResNetGenerator \(generator\) and ResNetGenerator \(generator\)"),
+        (
+            [authors_generator, authors_discriminator],
+            r"ResNetGenerator \(generator\) and PatchDiscriminator \(discriminator\)",
+        ),
+    ],
+)
+def test_files_that_make_no_model_are_refused(makes, found):
+    with pytest.raises(WeightsError, match=f"no model is made of {found}: expected one generator, discriminator or"):
+        combine([import_state_dict(make()) for make in makes])
 
 
 def without(state, part):
@@ -279,7 +315,10 @@ def test_state_dict_is_read_in_order(tmp_path, zipped):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (torch.nn.Linear(2, 2), "holds Python objects .*can run code; save plain weights with torch.save"),
+        (
+            torch.nn.Linear(2, 2),
+            "holds objects other than tensors .*could run code .*; save plain weights with torch.save",
+        ),
         ({"epoch": 3}, "no state dict: its entry 'epoch' holds int, expected a tensor"),
         ({"netG": {"a": torch.zeros(1)}}, "no state dict: its entry 'netG' holds dict, expected a tensor"),
         ({3: torch.zeros(1)}, "no state dict: its entry 3"),
@@ -296,7 +335,9 @@ def test_files_without_plain_weights_are_refused(tmp_path, content, message):
 @pytest.mark.parametrize("content", [b"", b"hello world\n", b"\x80\x02", b"PK\x03\x04 no archive"])
 def test_damaged_files_are_refused(tmp_path, content):
     (tmp_path / "file.pth").write_bytes(content)
-    with pytest.raises(WeightsError, match=r"file\.pth is damaged or was not written by torch\.save"):
+    with pytest.raises(
+        WeightsError, match=r"file\.pth cannot be read, it may be cut short or not written by torch\.save"
+    ):
         read_state_dict(tmp_path / "file.pth")
 
 
@@ -304,7 +345,7 @@ def test_cut_files_are_refused(tmp_path):
     path = tmp_path / "file.pth"
     torch.save(authors_generator(), path)
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(WeightsError, match="is damaged"):
+    with pytest.raises(WeightsError, match="may be cut short"):
         read_state_dict(path)
 
 

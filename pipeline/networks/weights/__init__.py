@@ -1,0 +1,21 @@
+"""Weights saved by the RegGAN authors' public code (github.com/Kid-Liet/Reg-GAN), turned into weights of this package.
+
+The authors save plain state dicts, one file for each network. `import_state_dict` recognises what a file holds and
+builds the same network of ours with its weights; `combine` puts the files of one model together, under the names that
+they have in a translator. One module for each family of backbones knows how theirs and ours correspond.
+"""
+
+from pipeline.networks.weights.common import ImportedFile, WeightsError
+from pipeline.networks.weights.files import read_state_dict, write_state_dict
+from pipeline.networks.weights.model import ImportedModel, combine
+from pipeline.networks.weights.recognition import import_state_dict
+
+__all__ = [
+    "ImportedFile",
+    "ImportedModel",
+    "WeightsError",
+    "combine",
+    "import_state_dict",
+    "read_state_dict",
+    "write_state_dict",
+]

@@ -1,0 +1,204 @@
+"""All 17 methods of the paper, through the configs: they train, resume, evaluate and translate, and keep apart."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from pipeline.bundle import first_cause
+from pipeline.engines import TranslationTrainer
+from pipeline.handlers import load_checkpoint
+from pipeline.methods import BACKBONES, METHODS
+from pipeline.translators import decode_signature
+
+CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "reggan" / "configs"
+# What the discriminators need, beside what conftest.py sets, to take images of 32x32.
+TINY_DISCRIMINATORS = {
+    "cyclegan": {},
+    "unit": {"network_def#discriminator#layers": 2},
+    "munit": {"network_def#discriminator#layers": 2},
+    "nicegan": {"network_def#discriminator#global_downsamplings": 0},
+}
+CLASSES = {
+    "cyclegan": "CycleGANTranslator",
+    "unit": "UNITTranslator",
+    "munit": "MUNITTranslator",
+    "nicegan": "NICETranslator",
+}
+STEPS_PER_EPOCH = 6
+MODE_TERMS = {
+    "nc": {"adversarial"},
+    "nc+r": {"adversarial", "correction", "smoothness"},
+    "c": {"adversarial", "cycle"},
+    "c+r": {"adversarial", "cycle", "correction", "smoothness"},
+}
+OWN_TERMS = {
+    "cyclegan": set(),
+    "unit": {"reconstruction", "kl"},
+    "munit": {"reconstruction", "content", "style"},
+    "nicegan": set(),
+}
+
+
+def expected_terms(name):
+    if name == "pix2pix":
+        return {"conditional_adversarial", "pixel"}
+    mode = {"reggan": "nc+r", "cyclegan": "c"}.get(name) or name.split("-")[1]
+    identity = METHODS[name].backbone == "nicegan" and "cycle" in MODE_TERMS[mode]
+    return MODE_TERMS[mode] | OWN_TERMS[METHODS[name].backbone] | ({"identity"} if identity else set())
+
+
+def read_configs(*chain, **settings):
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / name) for name in chain])
+    parser.update(settings)
+    return parser
+
+
+@pytest.fixture
+def run_until(run_config, monkeypatch):
+    """Runs a chain as ``run_config`` does, but the power fails before so many training steps are done."""
+
+    def run(steps, *chain, **settings):
+        step, count = TranslationTrainer._iteration, itertools.count()
+
+        def fail_in_time(*arguments):
+            if next(count) == steps:
+                raise InterruptedError("the power failed")
+            return step(*arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(TranslationTrainer, "_iteration", fail_in_time)
+            with pytest.raises(RuntimeError) as caught:
+                run_config(*chain, **settings)
+        assert str(first_cause(caught.value)) == "the power failed"
+
+    return run
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_trains_resumes_evaluates_and_translates(
+    run_config, run_until, dataset_dir, tmp_path, assert_same, name
+):
+    """And a run that was stopped and resumed equals the uninterrupted one to the bit."""
+    method = METHODS[name]
+    chain = ("train.json", *method.overlays)
+    tiny = {**TINY_DISCRIMINATORS[method.backbone], "max_epochs": 2, "picture_interval": 2}
+    run_config(*chain, **tiny, output_dir=str(tmp_path / "whole"))
+
+    run_until(STEPS_PER_EPOCH + 2, *chain, **tiny)
+    first = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")
+    assert first["trainer"]["epoch"] == 1
+    run_config(*chain, **tiny, resume=True)
+    whole, parts = (load_checkpoint(tmp_path / run / "checkpoints" / "last.pt") for run in ("whole", "run"))
+    assert parts["trainer"]["epoch"] == 2
+    for entry in parts.keys() - {"random"}:
+        assert_same(parts[entry], whole[entry])
+    assert torch.equal(parts["random"]["torch"], whole["random"]["torch"])
+    terms = ", ".join(sorted(expected_terms(name)))
+    assert decode_signature(parts["network"]["_extra_state"]) == f"{CLASSES[method.backbone]}({terms})"
+
+    run_config(*chain, "evaluate.json", **tiny)
+    scores = json.loads((tmp_path / "run" / "evaluation" / "summary.json").read_text())["slices"]
+    assert all(math.isfinite(scores[score]["mean"]) for score in ("psnr", "ssim", "nmae"))
+
+    source = dataset_dir / "images" / "d.nii.gz"
+    settings = {"image": str(source), "checkpoint": str(tmp_path / "run" / "model.pt")}
+    for folder in ("translated", "again"):
+        run_config("inference.json", *method.inference_overlays, **settings, output_dir=str(tmp_path / folder))
+    [result, again] = (nib.load(tmp_path / folder / "d_translated.nii.gz") for folder in ("translated", "again"))
+    assert result.shape == nib.load(source).shape
+    assert result.affine == pytest.approx(nib.load(source).affine, abs=1e-5)
+    assert math.isfinite(result.get_fdata().sum())
+    assert (result.get_fdata() == again.get_fdata()).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_chain_knows_its_name(name):
+    parser = read_configs("train.json", *METHODS[name].overlays)
+    assert parser.get_parsed_content("method") == name
+    assert parser.get_parsed_content("run_name") == name
+    assert parser.get_parsed_content("output_dir").endswith(name)
+    weights = parser.get_parsed_content("weights")
+    assert {term for term, weight in weights.items() if weight} == expected_terms(name)
+
+
+def resolved(chain):
+    """What a chain builds its translator from: plain values, and factories as what they call with which arguments."""
+    parser = read_configs(*chain)
+
+    def value(name):
+        content = parser.get_parsed_content(name)
+        return (content.func, content.keywords) if isinstance(content, partial) else content
+
+    names = [f"network_def#{part}" for part in parser["network_def"]]
+    return {name: value(name) for name in (*names, "method", "weights", "image_size", "max_epochs", "learning_rate")}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_overlays_stack_in_any_order(backbone):
+    overlays = [*METHODS["cyclegan" if backbone == "cyclegan" else f"{backbone}-c"].overlays, "paper.json"]
+    orders = [resolved(["train.json", *order]) for order in itertools.permutations(overlays)]
+    assert len(orders) == math.factorial(len(overlays))
+    assert all(order == orders[0] for order in orders)
+    for part in ("generator", "discriminator"):
+        assert orders[0][f"network_def#{part}"][1]["filters"] == 64
+    assert orders[0]["network_def#registration"][1]["channels"] == [32, 64, 64, 64, 64, 64, 64]
+    assert orders[0]["network_def#weights"] == orders[0]["weights"]
+    assert orders[0]["method"] == ("cyclegan" if backbone == "cyclegan" else f"{backbone}-c")
+
+
+# What is resumed, evaluated or translated is a RegGAN, the run of ``place``.
+REGGAN = "CycleGANTranslator(adversarial, correction, smoothness)"
+
+
+@pytest.mark.parametrize("last", [None, "evaluate.json", "inference.json"])
+@pytest.mark.parametrize("backbone", BACKBONES[1:])
+def test_weights_of_another_backbone_are_refused(assert_refused, backbone, last):
+    chain = [last or "train.json", f"{backbone}.json"]
+    if last == "evaluate.json":
+        chain = ["train.json", f"{backbone}.json", last]
+    settings = dict(TINY_DISCRIMINATORS[backbone]) if last != "inference.json" else {}
+    if last is None:
+        settings |= {"resume": True, "max_epochs": 20}
+    ours = CLASSES[backbone] if last else f"{CLASSES[backbone]}("
+    assert_refused(chain, None, settings, [f"was trained as {REGGAN}", f"but this config builds {ours}"])
+
+
+@pytest.mark.parametrize(
+    ("overlays", "terms"),
+    [
+        (["no_registration.json"], "adversarial"),
+        (["cycle.json", "no_registration.json"], "adversarial, cycle"),
+        (["cycle.json"], "adversarial, correction, cycle, smoothness"),
+        (["pix2pix.json"], "conditional_adversarial, pixel"),
+    ],
+)
+def test_a_run_of_another_mode_is_not_resumed(assert_refused, overlays, terms):
+    says = [f"was trained as {REGGAN}", f"but this config builds CycleGANTranslator({terms})"]
+    assert_refused(["train.json", *overlays], None, {"resume": True, "max_epochs": 20}, says)
+
+
+def test_a_stopped_run_is_resumed_with_its_image_pools(run_config, run_until, tmp_path, assert_same):
+    """Long enough for the pools to be full and to draw, before the run stops and after."""
+    chain = ("train.json", *METHODS["cyclegan"].overlays)
+    settings = {"max_epochs": 9, "val_interval": 9, "picture_interval": 9}
+    run_config(*chain, **settings, output_dir=str(tmp_path / "whole"))
+
+    run_until(7 * STEPS_PER_EPOCH + 3, *chain, **settings)
+    stopped = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")
+    assert stopped["trainer"]["epoch"] == 7
+    assert len(stopped["network"]["pool._extra_state"]["images"]) == 50
+
+    run_config(*chain, **settings, resume=True)
+    whole, parts = (load_checkpoint(tmp_path / run / "checkpoints" / "last.pt") for run in ("whole", "run"))
+    for entry in ("network", "generator_optimizer", "discriminator_optimizer", "trainer"):
+        assert_same(parts[entry], whole[entry])
