@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -22,4 +24,13 @@ def linear_decay(optimizer: Optimizer, max_epochs: int, decay_epochs: int = 0) -
     """
     if not 0 <= decay_epochs <= max_epochs:
         raise ValueError(f"decay_epochs must lie in [0, max_epochs = {max_epochs}], got {decay_epochs}")
-    return LambdaLR(optimizer, lambda epoch: min(1.0, (max_epochs - epoch) / (decay_epochs + 1)))
+    return _ResumableLambdaLR(optimizer, lambda epoch: min(1.0, (max_epochs - epoch) / (decay_epochs + 1)))
+
+
+class _ResumableLambdaLR(LambdaLR):
+    """Goes on with its own rate, also where the state is that of a run with fewer epochs, which ended with none."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        for group, base, factor in zip(self.optimizer.param_groups, self.base_lrs, self.lr_lambdas, strict=True):
+            group["lr"] = base * factor(self.last_epoch)

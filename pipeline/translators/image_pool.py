@@ -29,7 +29,7 @@ class ImagePool(nn.Module):
             raise ValueError(f"size of the pool must be at least 1, got {size}")
         self.size = size
         self._images: list[Tensor] = []
-        self._random = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+        self._random = torch.Generator().manual_seed(int(torch.randint(2**31, (), device="cpu")))
 
     def __len__(self) -> int:
         """Number of images kept."""

@@ -175,6 +175,28 @@ def test_linear_decay(decay, expected):
     assert rates == pytest.approx(expected)
 
 
+def test_a_finished_schedule_goes_on_in_a_longer_one():
+    """A finished run ends with a rate of zero, which must not be that of the first epoch after it is resumed."""
+
+    def run(max_epochs, epochs, state=None):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        schedule = linear_decay(optimizer, max_epochs, decay_epochs=2)
+        if state is not None:
+            optimizer.load_state_dict(state[0])
+            schedule.load_state_dict(state[1])
+        rates = [optimizer.param_groups[0]["lr"]]
+        for _ in range(epochs):
+            optimizer.step()
+            schedule.step()
+            rates.append(optimizer.param_groups[0]["lr"])
+        return rates, (optimizer.state_dict(), schedule.state_dict())
+
+    rates, state = run(max_epochs=2, epochs=2)
+    assert rates[-1] == 0
+    resumed, _ = run(max_epochs=4, epochs=2, state=state)
+    assert resumed == run(max_epochs=4, epochs=4)[0][2:]
+
+
 def test_linear_decay_refuses_more_than_all_epochs():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     with pytest.raises(ValueError, match=r"decay_epochs must lie in \[0, max_epochs = 4\], got 5"):
