@@ -25,7 +25,8 @@ FLOORS = [
     {"pipeline.networks", "pipeline.losses", "pipeline.metrics", "pipeline.data", "pipeline.files"},
     {"pipeline.translators"},
     {"pipeline.engines", "pipeline.handlers", "pipeline.inference"},
-    {"pipeline.bundle"},
+    {"pipeline.bundle", "pipeline.methods"},
+    {"pipeline.label_app"},
 ]
 
 
