@@ -58,6 +58,22 @@ def project_dir() -> Path:
     return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
 
 
+def default_weights(bundle_root: str | Path, run_name: str) -> str:
+    """The weights to translate with where none are named.
+
+    In the checkout these are the run's of that name, or else those in the bundle's ``models``. A bundle that was taken
+    elsewhere, into an app of MONAI Label say, has its own first.
+
+    Returns:
+        Path of the file; of the first of the two if there is neither.
+    """
+    root = Path(bundle_root).resolve()
+    places = [project_dir() / "outputs" / str(run_name) / "model.pt", root / "models" / "model.pt"]
+    if root.parent != project_dir() / "bundles":
+        places.reverse()
+    return str(next((path for path in places if path.is_file()), places[0]))
+
+
 def flag(name: str, value: Any) -> bool:
     """A yes-or-no knob; the command line hands ``true`` and ``false`` over as text.
 
