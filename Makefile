@@ -41,7 +41,7 @@ format: $(VENV)/.ready-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-benchmark: $(VENV)/.ready
+benchmark: $(VENV)/.ready-dev
 	$(BIN)/python scripts/benchmark.py
 
 # The program monailabel runs whatever "python" is found first, and breaks arguments at spaces.
@@ -62,7 +62,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.ready-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,export]'
 	@touch $@ $(VENV)/.ready
 
 $(LABEL_BIN)/python:

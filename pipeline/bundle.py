@@ -58,7 +58,7 @@ def project_dir() -> Path:
     return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
 
 
-def default_weights(bundle_root: str | Path, run_name: str) -> str:
+def default_weights(bundle_root: str | Path, run_name: str, file: str = "model.pt") -> str:
     """The weights to translate with where none are named.
 
     In the checkout these are the run's of that name, or else those in the bundle's ``models``. A bundle that was taken
@@ -68,7 +68,7 @@ def default_weights(bundle_root: str | Path, run_name: str) -> str:
         Path of the file; of the first of the two if there is neither.
     """
     root = Path(bundle_root).resolve()
-    places = [project_dir() / "outputs" / str(run_name) / "model.pt", root / "models" / "model.pt"]
+    places = [project_dir() / "outputs" / str(run_name) / file, root / "models" / file]
     if root.parent != project_dir() / "bundles":
         places.reverse()
     return str(next((path for path in places if path.is_file()), places[0]))
