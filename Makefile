@@ -10,7 +10,7 @@ STUDIES ?= data/studies
 MODELS ?= reggan
 PORT ?= 8000
 
-.PHONY: help train test test-slow lint format benchmark label label-test clean
+.PHONY: help train test test-slow lint format benchmark label label-test label-test-dicom clean
 
 help:
 	@echo "make train      install into $(VENV), then train RegGAN on the phantom (minutes on two cores)"
@@ -21,6 +21,7 @@ help:
 	@echo "make benchmark  install, then measure step time, loop overhead, data pipeline and memory"
 	@echo "make label      install MONAI Label into $(LABEL_VENV) (8 GB), then serve MODELS=$(MODELS) on STUDIES=$(STUDIES)"
 	@echo "make label-test install MONAI Label, then test a real server"
+	@echo "make label-test-dicom  the part with a DICOM server; needs Debian's orthanc and orthanc-dicomweb"
 	@echo "make clean      remove $(VENV), $(LABEL_VENV) and caches; data/ and outputs/ stay"
 
 train: $(VENV)/.ready
@@ -50,7 +51,10 @@ label: $(LABEL_VENV)/.ready
 		--conf models $(MODELS) --host 127.0.0.1 --port $(PORT)
 
 label-test: $(LABEL_VENV)/.ready
-	$(LABEL_BIN)/python -m pytest tests/label_app
+	$(LABEL_BIN)/python -m pytest -rs tests/label_app
+
+label-test-dicom: $(LABEL_VENV)/.ready
+	$(LABEL_BIN)/python -m pytest -rs tests/label_app/test_orthanc.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \

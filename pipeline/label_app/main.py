@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import json
 import logging
 import os
 import shutil
@@ -134,6 +135,15 @@ class TranslationApp(MONAILabelApp):
     def init_batch_infer(self) -> BatchTranslation:
         """The batch task."""
         return BatchTranslation()
+
+    def _init_dicomweb_datastore(self) -> Any:
+        """The series that a DICOMweb server has of the modality that the first bundle translates."""
+        default = type(settings).model_fields["MONAI_LABEL_DICOMWEB_SEARCH_FILTER"].default  # CT, whatever is served
+        if default == settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER:
+            metadata = json.loads((next(iter(self.bundles.values())) / "configs" / "metadata.json").read_text())
+            modality = metadata["network_data_format"]["inputs"]["image"]["modality"]
+            settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER = {"Modality": modality}
+        return super()._init_dicomweb_datastore()
 
     def _download_dcmqi_tools(self) -> None:
         """They make segmentations, which we do not, and would be fetched from the internet."""
