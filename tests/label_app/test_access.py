@@ -95,6 +95,8 @@ def monailabel():
 
 
 def test_server_with_a_token(monailabel, start_server, studies, bundles, tmp_path):
+    from monailabel.client.client import MONAILabelClient, MONAILabelClientException
+
     (tmp_path / "token").write_text(TOKEN)
     conf = ("--conf", "models", "reggan", "--conf", "bundles", str(bundles))
     # On every address, as the program does that is not told otherwise.
@@ -106,6 +108,11 @@ def test_server_with_a_token(monailabel, start_server, studies, bundles, tmp_pat
     server.session.headers["Authorization"] = f"Bearer {TOKEN}"
     assert server.request("GET", "/info/").status_code == 200
     assert server.translate("ras").status_code == 200
+    client = MONAILabelClient(server.address, tmpdir=str(tmp_path))
+    with pytest.raises(MONAILabelClientException, match="401"):
+        client.infer("reggan", "ras", {})
+    client.update_auth({"token_type": "Bearer", "access_token": TOKEN})
+    assert client.infer("reggan", "ras", {})[0]
     response = server.request("GET", "/info/", headers={"Origin": "https://elsewhere.example.org"})
     assert response.status_code == 403
     assert "access-control-allow-origin" not in response.headers

@@ -14,6 +14,7 @@ pytest.importorskip("monailabel", reason="needs the extra 'label': make label-te
 
 import torch
 from monai.transforms import LoadImage
+from monailabel.client.client import MONAILabelClient, MONAILabelClientException
 
 TOLERANCE = 1e-5
 
@@ -70,6 +71,18 @@ def test_answers_in_the_format_of_3d_slicer(server, translated, tmp_path):
     assert served.dtype == torch.float32
     np.testing.assert_allclose(served.affine, translated.affine, atol=1e-5)
     np.testing.assert_array_equal(served.numpy(), translated.get_fdata(dtype=np.float32))
+
+
+def test_the_client_of_monai_label(server, studies, translated, tmp_path):
+    """The plug-ins of 3D Slicer and OHIF ask for these two."""
+    client = MONAILabelClient(server.address, tmpdir=str(tmp_path))
+    path, about = client.infer("reggan", "ras", {"result_extension": ".nrrd", "result_dtype": "uint8"})
+    assert about["latencies"]["total"] > 0
+    np.testing.assert_array_equal(LoadImage(image_only=True)(path).numpy(), translated.get_fdata(dtype=np.float32))
+    path, _ = client.infer("reggan", "", {}, file=str(studies / "ras.nii.gz"))
+    np.testing.assert_array_equal(nib.load(path).get_fdata(), translated.get_fdata())
+    with pytest.raises(MONAILabelClientException, match="422"):
+        client.infer("reggan", "broken", {})
 
 
 def test_the_whole_answer_has_the_volume_and_what_there_is_to_say(server, translated):
