@@ -134,7 +134,7 @@ def _refuse_path(scope: Message) -> tuple[int, str] | None:
     path = scope["path"]
     if ".." in path.split("/"):
         return 400, "the address must not contain '..'"
-    if path.rstrip("/") == "/reload":
+    if path.rstrip("/").endswith("/reload"):
         return 403, "reloading is not offered; start the server again"
     query: Sequence[tuple[str, str]] = parse_qsl(scope.get("query_string", b"").decode("latin-1"))
     for name, value in query:

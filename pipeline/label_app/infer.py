@@ -13,8 +13,10 @@ from monai.bundle import ConfigParser
 from monai.transforms import SaveImage
 from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.tasks.infer.bundle import BundleInferTask
+from monailabel.utils.others.generic import name_to_device
 
 from pipeline.bundle import check_image_size
+from pipeline.bundle import device as torch_device
 from pipeline.handlers import load_network
 from pipeline.inference.volumes import OUTPUT_SUFFIXES
 
@@ -22,6 +24,22 @@ WEIGHTS = Path("models") / "model.pt"
 """Where a bundle keeps the weights of its network."""
 
 logger = logging.getLogger(__name__)
+
+
+def request_device(value: Any) -> str:
+    """The device that a client asks for, as PyTorch calls it.
+
+    Args:
+        value: name of a device, as MONAI Label or as PyTorch has it, or a list that begins with one; None for the first
+            GPU or else the CPU.
+
+    Raises:
+        ValueError: if there is no such device here.
+    """
+    first = value[0] if isinstance(value, list) and value else value
+    if first is not None and not isinstance(first, str):
+        raise ValueError(f"device must be the name of a device, got {value!r}")
+    return str(torch_device(name_to_device(first)))
 
 
 def result_suffix(asked: str | None, source: str) -> str:
@@ -35,7 +53,7 @@ def result_suffix(asked: str | None, source: str) -> str:
         ValueError: if the client wants a format that does not hold a translated volume.
     """
     if asked:
-        suffix = asked if asked.startswith(".") else f".{asked}"
+        suffix = asked if str(asked).startswith(".") else f".{asked}"
         if suffix not in OUTPUT_SUFFIXES:
             raise ValueError(f"result_extension must be one of {', '.join(OUTPUT_SUFFIXES)}, got {asked!r}")
         return suffix
@@ -93,7 +111,8 @@ class TranslationTask(BundleInferTask):
         if self._loaded == wanted:
             return
         self._loaded = None
-        # All of it, since the image size and the intensity window come from the weights' file.
+        # All of it, since image size and intensity window come with the weights; and these strictly, whatever the
+        # bundle's config does.
         self.bundle_config = self._load_bundle_config(self.bundle_path, self.bundle_config_path)
         self.bundle_config[self.const.key_device()] = device
         network = load_network(self.bundle_config.get_parsed_content("network"), self.weights)

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import sys
+import tarfile
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,18 +18,18 @@ from typing import Any
 
 import monailabel
 from fastapi import HTTPException
+from fastapi.responses import JSONResponse
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.exception import MONAILabelException
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
-from monailabel.utils.others.generic import name_to_device
 
-from pipeline.bundle import device as torch_device
 from pipeline.bundle import first_cause, project_dir
 from pipeline.data.checks import check_images
 from pipeline.handlers import CheckpointError
 from pipeline.label_app.access import Guard, is_name, read_token
-from pipeline.label_app.infer import WEIGHTS, TranslationTask, result_suffix
+from pipeline.label_app.infer import WEIGHTS, TranslationTask, request_device, result_suffix
 from pipeline.label_app.train import TranslationTrainTask, training_settings
 
 SETTINGS = ("models", "bundles", "output_dir", "token_file", "tracking_uri")
@@ -179,18 +180,17 @@ class TranslationApp(MONAILabelApp):
         image = request.get("image")
         path, known = self._find_image(image, datastore)
         try:
-            device = str(torch_device(name_to_device(request.get("device"))))
+            device = request_device(request.get("device"))
             result_suffix(request.get("result_extension"), path)
             if not os.path.isdir(path):
                 check_images([path])
             file, params = task({"image": path, "device": device, "result_extension": request.get("result_extension")})
-        except CheckpointError as error:
-            raise HTTPException(409, str(error)) from error
         except (ValueError, TypeError, RuntimeError) as error:
             cause = first_cause(error)
             if not isinstance(cause, ValueError):
                 raise
-            raise HTTPException(422, _without_folder(str(cause), path)) from error
+            status = 409 if isinstance(cause, CheckpointError) else 422
+            raise HTTPException(status, _without_folder(str(cause), path, str(task.weights))) from error
         label = file
         if save and known:
             label = datastore.save_label(image, file, tag, {"model": request["model"], "params": params})
@@ -301,9 +301,11 @@ def _tag(request: Mapping[str, Any]) -> str:
     return tag
 
 
-def _without_folder(text: str, path: str) -> str:
-    """A message for a client, who need not know where the file lies."""
-    return text.replace(os.path.dirname(path) + os.sep, "")
+def _without_folder(text: str, *paths: str) -> str:
+    """A message for a client, who need not know where the files lie."""
+    for path in paths:
+        text = text.replace(os.path.dirname(path) + os.sep, "")
+    return text
 
 
 def _guard_server(token: str | None) -> None:
@@ -316,6 +318,12 @@ def _guard_server(token: str | None) -> None:
 
     if isinstance(server.middleware_stack, Guard):
         return
+    if hasattr(tarfile, "data_filter"):  # archives of sessions must not unpack to elsewhere
+        tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    server.add_exception_handler(json.JSONDecodeError, _answer_bad_json)
+    server.add_exception_handler(MONAILabelException, _answer_unknown)
+    for kind in (tarfile.TarError, shutil.ReadError):
+        server.add_exception_handler(kind, _answer_bad_archive)
     if settings.MONAI_LABEL_AUTH_ENABLE:
         # PyJWT wants to be told what it may accept; without it MONAI Label refuses every token.
         auth.jwt = SimpleNamespace(decode=functools.partial(auth.jwt.decode, algorithms=["RS256"]))
@@ -327,9 +335,22 @@ def _guard_server(token: str | None) -> None:
     )
 
 
+async def _answer_bad_json(request: Any, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": f"params must be JSON: {error}"}, 400)
+
+
+async def _answer_bad_archive(request: Any, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": f"the archive cannot be unpacked: {error}"}, 400)
+
+
+async def _answer_unknown(request: Any, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": str(getattr(error, "msg", error))}, 404)
+
+
 def _guard_tasks(app: TranslationApp) -> None:
     """Check background tasks before they start; MONAI Label starts whatever it is told and lets it fail."""
     from monailabel.utils.async_tasks.task import AsyncTask
+    from monailabel.utils.async_tasks.utils import tasks
 
     start = AsyncTask.run
 
@@ -342,7 +363,11 @@ def _guard_tasks(app: TranslationApp) -> None:
     ) -> Any:
         if force_sync and method == "train":
             raise HTTPException(400, "run_sync is not offered for training: ask GET /train/ how far it is")
-        return start(method, app.check_task(method, {**(params or {}), **(request or {})}), {}, force_sync, enqueue)
+        checked = app.check_task(method, {**(params or {}), **(request or {})})
+        # MONAI Label looks at processes, and has none yet for a task that was submitted just now.
+        if not enqueue and any(task["status"] in ("SUBMITTED", "RUNNING") for task in tasks(method)):
+            return None, f"a task of the kind {method} is running already"
+        return start(method, checked, {}, force_sync, enqueue)
 
     AsyncTask.run = staticmethod(run)
 

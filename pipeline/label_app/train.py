@@ -14,14 +14,13 @@ import torch
 from ignite.engine import Engine, Events
 from monailabel.interfaces.datastore import Datastore
 from monailabel.tasks.train.bundle import BundleTrainTask
-from monailabel.utils.others.generic import device_list, name_to_device
+from monailabel.utils.others.generic import device_list
 
-from pipeline.bundle import device as torch_device
 from pipeline.bundle import first_cause
 from pipeline.data.datalist import name_of
 from pipeline.files import replacing
 from pipeline.handlers.checkpoint import EXTRA_STATE, CheckpointError, load_checkpoint, trained_size
-from pipeline.label_app.infer import WEIGHTS
+from pipeline.label_app.infer import WEIGHTS, request_device
 from pipeline.translators import Translator
 
 STATS_FILE = "label_stats.json"
@@ -54,8 +53,7 @@ def training_settings(request: Mapping[str, Any]) -> dict[str, Any]:
     if str(tracking).lower() not in ("mlflow", "none", ""):
         raise ValueError(f"tracking must be 'mlflow' or 'None', got {tracking!r}")
     settings["tracking"] = str(tracking).lower() == "mlflow"
-    name = request.get("device")
-    settings["device"] = str(torch_device(name_to_device(name if isinstance(name, str | list) else None)))
+    settings["device"] = request_device(request.get("device"))
     return settings
 
 

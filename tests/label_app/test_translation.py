@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import tarfile
 
 import nibabel as nib
 import numpy as np
@@ -168,6 +169,13 @@ def test_refuses_paths_to_the_datastore(server, method, path, query):
         (409, "was not made by this", lambda server: server.translate("ras", model="foreign")),
         (422, "result_extension", lambda server: server.translate("ras", result_extension=".seg.nrrd")),
         (422, "device", lambda server: server.translate("ras", device="abacus")),
+        (422, "device", lambda server: server.translate("ras", device={"cuda": 0})),
+        (
+            400,
+            "params must be JSON",
+            lambda server: server.request("POST", "/infer/reggan", data={"params": "{"}, params={"image": "ras"}),
+        ),
+        (404, "nothing", lambda server: server.request("DELETE", "/datastore/image", params={"id": "nothing"})),
         (400, "label_tag", lambda server: server.translate("ras", save_label=True, label_tag="final")),
         (400, "label_tag", lambda server: server.translate("ras", save_label=True, label_tag="../x")),
         (
@@ -185,8 +193,19 @@ def test_says_what_is_wrong(server, status, words, call):
     assert (response.status_code, words in reason(response)) == (status, True), response.text
 
 
-def test_what_is_wrong_does_not_say_where_the_studies_lie(server, studies):
+def test_archives_do_not_unpack_to_elsewhere(server, tmp_path):
+    with tarfile.open(tmp_path / "scan.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("../../../../../../../../" + str(tmp_path / "outside").lstrip("/")))
+    with (tmp_path / "scan.tar").open("rb") as stream:
+        response = server.request("PUT", "/session/", params={"uncompress": True}, files={"files": stream})
+    assert response.status_code == 400
+    assert "archive" in reason(response)
+    assert not (tmp_path / "outside").exists()
+
+
+def test_what_is_wrong_does_not_say_where_things_lie(server, studies, bundles):
     assert str(studies) not in json.dumps(reason(server.translate("broken")))
+    assert str(bundles) not in json.dumps(reason(server.translate("ras", model="foreign")))
 
 
 def test_a_result_can_be_kept(server, studies):
