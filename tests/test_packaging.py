@@ -26,6 +26,7 @@ FLOORS = [
     {"pipeline.translators"},
     {"pipeline.engines", "pipeline.handlers", "pipeline.inference"},
     {"pipeline.bundle", "pipeline.methods"},
+    {"pipeline.packaging"},
     {"pipeline.label_app"},
 ]
 
