@@ -3,8 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIGS := bundles/reggan/configs
+# MONAI Label has an environment of its own, since it wants older packages than the rest.
+LABEL_VENV ?= .venv-label
+LABEL_BIN := $(LABEL_VENV)/bin
+STUDIES ?= data/studies
+MODELS ?= reggan
+PORT ?= 8000
 
-.PHONY: help train test test-slow lint format benchmark clean
+.PHONY: help train test test-slow lint format benchmark label label-test label-test-dicom clean
 
 help:
 	@echo "make train      install into $(VENV), then train RegGAN on the phantom (minutes on two cores)"
@@ -13,7 +19,10 @@ help:
 	@echo "make lint       install, then check format, style and types"
 	@echo "make format     rewrite the sources in the project's format"
 	@echo "make benchmark  install, then measure step time, loop overhead, data pipeline and memory"
-	@echo "make clean      remove $(VENV) and caches; data/ and outputs/ stay"
+	@echo "make label      install MONAI Label into $(LABEL_VENV) (8 GB), then serve MODELS=$(MODELS) on STUDIES=$(STUDIES)"
+	@echo "make label-test install MONAI Label, then test a real server"
+	@echo "make label-test-dicom  the part with a DICOM server; needs Debian's orthanc and orthanc-dicomweb"
+	@echo "make clean      remove $(VENV), $(LABEL_VENV) and caches; data/ and outputs/ stay"
 
 train: $(VENV)/.ready
 	$(BIN)/python -m monai.bundle run training --config_file $(CONFIGS)/train.json
@@ -33,8 +42,19 @@ format: $(VENV)/.ready-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-benchmark: $(VENV)/.ready
+benchmark: $(VENV)/.ready-dev
 	$(BIN)/python scripts/benchmark.py
+
+# The program monailabel runs whatever "python" is found first, and breaks arguments at spaces.
+label: $(LABEL_VENV)/.ready
+	$(LABEL_BIN)/python -m monailabel.main start_server --app pipeline/label_app --studies $(STUDIES) \
+		--conf models $(MODELS) --host 127.0.0.1 --port $(PORT)
+
+label-test: $(LABEL_VENV)/.ready
+	$(LABEL_BIN)/python -m pytest -rs tests/label_app
+
+label-test-dicom: $(LABEL_VENV)/.ready
+	$(LABEL_BIN)/python -m pytest -rs tests/label_app/test_orthanc.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -46,8 +66,17 @@ $(VENV)/.ready: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.ready-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,export]'
 	@touch $@ $(VENV)/.ready
 
+$(LABEL_BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+		|| { echo "error: MONAI Label needs Python 3.11 or 3.12, $(PYTHON) is $$($(PYTHON) --version 2>&1); set PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(LABEL_VENV)
+
+$(LABEL_VENV)/.ready: pyproject.toml constraints-label.txt | $(LABEL_BIN)/python
+	$(LABEL_BIN)/python -m pip install --quiet --constraint constraints-label.txt --editable '.[label]' pytest
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) $(LABEL_VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -59,6 +59,28 @@ def project_dir() -> Path:
     return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
 
 
+def bundle_dir() -> Path:
+    """The bundle's folder: in the checkout, or the one that a packaged bundle was unpacked to."""
+    beside = Path(__file__).resolve().parent.parent
+    return beside if (beside / "configs" / "metadata.json").is_file() else project_dir() / "bundles" / "reggan"
+
+
+def default_weights(bundle_root: str | Path, run_name: str, file: str = "model.pt") -> str:
+    """The weights to translate with where none are named.
+
+    In the checkout these are the run's of that name, or else those in the bundle's ``models``. A bundle that was taken
+    elsewhere, into an app of MONAI Label say, has its own first.
+
+    Returns:
+        Path of the file; of the first of the two if there is neither.
+    """
+    root = Path(bundle_root).resolve()
+    places = [project_dir() / "outputs" / str(run_name) / file, root / "models" / file]
+    if root.parent != project_dir() / "bundles":
+        places.reverse()
+    return str(next((path for path in places if path.is_file()), places[0]))
+
+
 def flag(name: str, value: Any) -> bool:
     """A yes-or-no knob; the command line hands ``true`` and ``false`` over as text.
 
@@ -334,7 +356,7 @@ def _refuse_misspelt_knobs(parser: ConfigParser) -> list[str]:
     Returns:
         The other names of plain values that nothing refers to.
     """
-    used = {ReferenceResolver.split_id(name)[0] for name in _all_references(parser.config)}
+    used = {ReferenceResolver.split_id(name)[0] for name in all_references(parser.config)}
     entries = set(parser.config) - {parser.meta_key, *UNREFERENCED}
     unused = []
     for name in sorted(entries - used):
@@ -347,9 +369,10 @@ def _refuse_misspelt_knobs(parser: ConfigParser) -> list[str]:
     return unused
 
 
-def _all_references(config: Any) -> set[str]:
+def all_references(config: Any) -> set[str]:
+    """The ids that a part of a config refers to."""
     if isinstance(config, Mapping):
-        return set().union(*(_all_references(value) for value in config.values()))
+        return set().union(*(all_references(value) for value in config.values()))
     if isinstance(config, list):
-        return set().union(*(_all_references(value) for value in config))
+        return set().union(*(all_references(value) for value in config))
     return set(ReferenceResolver.match_refs_pattern(config)) if isinstance(config, str) else set()

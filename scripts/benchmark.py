@@ -1,4 +1,4 @@
-"""Measure what a step costs, what the loop around it adds, how fast data arrives, and how much memory it takes.
+"""Measure what a step costs, what the loop around it adds, how fast data arrives, how much memory it takes, and ONNX.
 
 Everything is measured side by side in one run, in turns, and reported as a ratio: machines are noisy. The plain
 schedule is the one of the RegGAN authors' code, built from the same networks: the generator runs again for the
@@ -31,9 +31,11 @@ from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset, set_track_meta
 from monai.transforms import RandAffined
 
-from pipeline.bundle import check_image_size
+from pipeline.bundle import check_image_size, project_dir
+from pipeline.data import ensure_phantom
 from pipeline.engines import PrepareBatch, TranslationTrainer
 from pipeline.handlers.tables import markdown_table
+from pipeline.inference import Exporter, find_volumes
 from pipeline.methods import METHODS
 from pipeline.networks import PatchDiscriminator, RegistrationNet, ResNetGenerator
 from pipeline.translators import CycleGANTranslator, Translator
@@ -41,6 +43,7 @@ from transforms import RandDeformationNoised
 
 CONFIGS = Path(__file__).resolve().parent.parent / "bundles" / "reggan" / "configs"
 CONFIG = CONFIGS / "train.json"
+INFERENCE = CONFIG.with_name("inference.json")
 WEIGHTS = {"adversarial": 1.0, "correction": 20.0, "smoothness": 10.0}
 SCHEDULES = ("ours", "plain")
 REFERENCE = "reggan"
@@ -85,6 +88,8 @@ def main() -> None:
     report_loop(args.iterations, args.rounds, device)
     report_data(args.size, step, device)
     report_memory(args.size, device)
+    if device.type == "cpu":
+        report_onnx(args.rounds)
 
 
 def make_step(work: str, size: int, device: torch.device, network_size: str = "paper") -> Callable[[], Any]:
@@ -303,8 +308,65 @@ def report_memory(size: int, device: torch.device) -> None:
     print(f"    ratio {peaks['ours'] / peaks['plain']:.2f}")
 
 
+def report_onnx(rounds: int) -> None:
+    """(e) Volumes per second through loading, translation and saving, by PyTorch and by ONNX Runtime.
+
+    The networks are the default config's, untrained, the volume is the phantom's first for testing.
+    """
+    print()
+    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
+        folder = Path(name)
+        settings = {"image": first_volume(), "spatial_size": 96, "output_dir": str(folder), "device": "cpu"}
+        settings["postprocessing#transforms#-1#print_log"] = False
+        parser = ConfigParser()
+        parser.read_config(INFERENCE)
+        parser.update(settings)
+        torch.manual_seed(0)
+        parser["checkpoint"] = str(folder / "model.pt")
+        torch.save(parser.get_parsed_content("network_def").inference_state_dict(), folder / "model.pt")
+        exporter = Exporter([INFERENCE], folder / "model.pt", CONFIG.with_name("metadata.json"), settings)
+        exporter.export(folder / "model.onnx", exporter.slices())
+        evaluators = {
+            "PyTorch": parser.get_parsed_content("evaluator"),
+            "ONNX Runtime": onnx_evaluator(folder / "model.onnx", settings),
+        }
+        networks = {kind: evaluator.network.eval() for kind, evaluator in evaluators.items()}
+        times = in_turns({kind: evaluator.run for kind, evaluator in evaluators.items()}, rounds, torch.device("cpu"))
+        slices = exporter.slices(count=64)
+        with torch.no_grad():
+            alone = in_turns(
+                {kind: partial(net, slices) for kind, net in networks.items()}, rounds, torch.device("cpu")
+            )
+    rates = {kind: 1 / statistics.median(seconds) for kind, seconds in times.items()}
+    ratio = statistics.median(a / b for a, b in zip(times["PyTorch"], times["ONNX Runtime"], strict=True))
+    print("(e) Volumes per second, file to file: " + ", ".join(f"{kind} {rate:.3f}" for kind, rate in rates.items()))
+    print(f"    ONNX Runtime is {ratio:.2f} times as fast (median of {rounds} rounds), its version {onnx_version()};")
+    ratio = statistics.median(a / b for a, b in zip(alone["PyTorch"], alone["ONNX Runtime"], strict=True))
+    print(f"    the network alone, on {len(slices)} slices at once, {ratio:.2f} times as fast")
+
+
+def first_volume() -> str:
+    """The first test volume of the phantom, made where it is missing."""
+    return find_volumes(ensure_phantom(project_dir() / "data" / "phantom"))[0]["image"]
+
+
+def onnx_evaluator(path: Path, settings: dict[str, Any]) -> Any:
+    """The evaluator of the config chain that runs from an ONNX file."""
+    parser = ConfigParser()
+    parser.read_config([INFERENCE, CONFIG.with_name("onnx.json")])
+    parser.update({**settings, "checkpoint": str(path)})
+    return parser.get_parsed_content("evaluator")
+
+
+def onnx_version() -> str:
+    """Version of ONNX Runtime."""
+    import onnxruntime  # an extra, that the other parts do without
+
+    return onnxruntime.__version__
+
+
 def report_methods(names: Sequence[str], size: int, steps: int, device: torch.device, network_size: str) -> None:
-    """(e) What each method builds, and what its step costs in time and memory against that of RegGAN.
+    """(f) What each method builds, and what its step costs in time and memory against that of RegGAN.
 
     Each is timed in turns with RegGAN, two at a time, since not all fit into the memory together.
     """
@@ -327,7 +389,7 @@ def report_methods(names: Sequence[str], size: int, steps: int, device: torch.de
         memory = peaks[name] / peaks[REFERENCE]
         cells = [f"{milliseconds:.0f} ms", f"{ratio:.2f}", f"{memory:.2f}"]
         rows.append([name, ", ".join(networks), *(f"{number:,}" for number in numbers), *cells])
-    print(f"(e) Methods, {network_size} networks at {size}x{size}, batch 1, median of {steps} pairs of steps.")
+    print(f"(f) Methods, {network_size} networks at {size}x{size}, batch 1, median of {steps} pairs of steps.")
     print(f"    Peak memory of RegGAN: {peaks[REFERENCE]:.0f} MiB\n")
     print(markdown_table(rows))
 

@@ -26,6 +26,8 @@ FLOORS = [
     {"pipeline.translators"},
     {"pipeline.engines", "pipeline.handlers", "pipeline.inference"},
     {"pipeline.bundle", "pipeline.methods"},
+    {"pipeline.packaging"},
+    {"pipeline.label_app"},
 ]
 
 
@@ -56,8 +58,8 @@ def test_constraints_pin_every_dependency_within_its_range(python):
                 name = canonicalize_name(requirement.name)
                 assert name not in pins, f"{name} is pinned twice for Python {python}"
                 pins[name] = requirement
-    dev = project()["optional-dependencies"]["dev"]
-    for line in project()["dependencies"] + dev:
+    extras = project()["optional-dependencies"]
+    for line in project()["dependencies"] + extras["dev"] + extras["export"]:
         requirement = Requirement(line)
         if requirement.marker is not None and not requirement.marker.evaluate(environment):
             continue

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch.nn.functional as F
 from monai.networks.layers import Conv, Norm
 from torch import Tensor, nn
 
@@ -51,6 +54,18 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, channels, *spatial), at least 2 along every axis, to the same shape."""
         return x + self.layers(x)
+
+
+def crop(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Cut images to a size, at the far end of each spatial axis.
+
+    Args:
+        images: (B, C, *spatial), at least as large as `size`.
+        size: of the result along the spatial axes.
+    """
+    # Padding by less than nothing: of a slice, torch.export wants to know at which input sizes it cuts nothing.
+    margins = [(0, wanted - length) for length, wanted in zip(images.shape[2:], size, strict=True)]
+    return F.pad(images, [value for margin in reversed(margins) for value in margin])
 
 
 def check_spatial_dims(spatial_dims: int) -> None:

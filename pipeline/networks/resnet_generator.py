@@ -16,6 +16,7 @@ from pipeline.networks.blocks import (
     check_counts,
     check_images,
     check_spatial_dims,
+    crop,
     reflect_conv,
 )
 
@@ -116,7 +117,7 @@ class ResNetGenerator(nn.Module):
             x = down(x)
         x = self.residual(x)
         for up, size in zip(self.up, reversed(sizes), strict=True):
-            x = up(x)[(..., *(slice(length) for length in size))]
+            x = crop(up(x), size)
         return self.head(x)
 
 

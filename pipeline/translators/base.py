@@ -170,6 +170,24 @@ class Translator(nn.Module):
         prefixes = tuple(f"{name}." for name in self.training_only)
         return {name: value for name, value in state.items() if not name.startswith(prefixes)}
 
+    def example_input(self) -> Tensor:
+        """Two small blank images that ``forward`` takes, of another size along each axis, to trace it with.
+
+        They are made for the first network that has ``in_channels``, ``spatial_dims`` and ``minimum_size`` and that
+        inference needs; a translator without such a network brings its own.
+        """
+        parts = [part for name, part in self.named_children() if name not in self.training_only]
+        taker: Any = next(part for part in parts if hasattr(part, "in_channels"))
+        sizes = [max(8, taker.minimum_size) * factor for factor in (4, 5, 6)]
+        return torch.zeros(2, taker.in_channels, *sizes[: taker.spatial_dims])
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` compiles in place of this: ``forward`` as traced, without what only training uses.
+
+        That is how MONAI's ``ckpt_export`` asks for TorchScript.
+        """
+        return _Traced(self)
+
     @property
     def signature(self) -> str:
         """What the weights belong to: the translator, and the loss terms that they were trained with."""
@@ -192,6 +210,22 @@ class Translator(nn.Module):
         if factory is None:
             raise ValueError(f"the loss terms {needed} need the network '{name}', which was not given")
         return factory()
+
+
+class _Traced(nn.Module):
+    """A translator's ``forward`` as TorchScript, at any image size, with what inference has to know beside it."""
+
+    def __init__(self, translator: Translator) -> None:
+        super().__init__()
+        example = translator.example_input().to(translator.target_window.device)
+        with warnings.catch_warnings(), torch.no_grad():  # the checks of an image's size are not traced
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            self.network = torch.jit.trace(translator, example)
+        self.register_buffer("target_window", translator.target_window)
+        self.register_buffer("trained_size", translator.trained_size)
+
+    def forward(self, source: Tensor) -> Tensor:
+        return self.network(source)
 
 
 def decode_signature(state: Tensor) -> str:

@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 
-from pipeline.bundle import RunFolder, by_size, check_knobs, device, flag, spatial_size
+from pipeline.bundle import RunFolder, by_size, check_knobs, default_weights, device, flag, spatial_size
 
 
 @pytest.mark.parametrize(
@@ -185,3 +185,22 @@ def test_command_line_ends_with_the_cause(tmp_path):
     assert result.returncode == 1
     last = textwrap.dedent(result.stderr).strip().splitlines()[-1]
     assert last == "error: max_epochs must be a whole number of at least 1, got -2"
+
+
+def test_default_weights_are_the_runs_at_home_and_the_bundles_own_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipeline.bundle.project_dir", lambda: tmp_path)
+    run = tmp_path / "outputs" / "reggan" / "model.pt"
+    home, away = tmp_path / "bundles" / "reggan", tmp_path / "app" / "model" / "reggan"
+    assert default_weights(home, "reggan") == str(run)
+    assert default_weights(away, "reggan") == str(away / "models" / "model.pt")
+    for path in (run, home / "models" / "model.pt", away / "models" / "model.pt"):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    assert default_weights(home, "reggan") == str(run)
+    assert default_weights(away, "reggan") == str(away / "models" / "model.pt")
+    run.unlink()
+    assert default_weights(home, "reggan") == str(home / "models" / "model.pt")
+    (away / "models" / "model.pt").unlink()
+    run.touch()
+    assert default_weights(away, "reggan") == str(run)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.networks.blocks import ResidualBlock, check_counts, check_images, check_spatial_dims
+from pipeline.networks.blocks import ResidualBlock, check_counts, check_images, check_spatial_dims, crop
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
@@ -14,6 +14,12 @@ def test_residual_block_adds_to_its_input(spatial_dims):
     # Instance norm comes last in what is added.
     torch.testing.assert_close(added.mean(2), torch.zeros(2, 4), atol=1e-5, rtol=0)
     torch.testing.assert_close(added.var(2, correction=0), torch.ones(2, 4), atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(5, 6), (5, 4), (3, 6), (2, 1)])
+def test_crop_cuts_at_the_far_end(size):
+    image = torch.rand(2, 3, 5, 6)
+    assert torch.equal(crop(image, size), image[..., : size[0], : size[1]])
 
 
 @pytest.mark.parametrize("bad", [1, 4, "2"])

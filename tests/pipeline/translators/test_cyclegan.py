@@ -99,6 +99,18 @@ def test_bad_target_window_is_refused(make_translator, window):
         make_translator({}).describe_data(window, (32, 32))
 
 
+@pytest.mark.parametrize("weights", [{}, {"adversarial": 1, "correction": 20, "cycle": 10}])
+def test_scripting_keeps_what_inference_uses(make_translator, weights):
+    """As MONAI's ckpt_export does it; losses and the other networks cannot be scripted, and need not be."""
+    translator = make_translator(weights).eval()
+    translator.describe_data((0, 700), (32, 32))
+    scripted = torch.jit.script(translator)
+    images = torch.rand(3, 1, 33, 46)
+    torch.testing.assert_close(scripted(images), translator(images))
+    assert scripted.target_window.tolist() == [0, 700]
+    assert scripted.trained_size.tolist() == [32, 32, 0]
+
+
 MODES = {
     "NC": ({"adversarial": 1.0}, {"discriminator"}),
     "NC+R": (REGGAN, {"discriminator", "registration"}),

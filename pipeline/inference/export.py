@@ -1,0 +1,242 @@
+"""Export of a trained network as TorchScript, ONNX or a torch.export program, each compared with the network itself."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser, ckpt_export
+from monai.utils import optional_import
+from torch import Tensor, nn
+
+from pipeline.inference.onnx import OnnxNetwork
+from pipeline.inference.slices import BACKGROUND
+from pipeline.translators import Translator
+
+FORMATS = {".ts": "TorchScript", ".onnx": "ONNX", ".pt2": "torch.export"}
+"""What a file's suffix asks for."""
+TOLERANCE = 1e-4
+"""Most that an export may differ from the network, of intensities in [-1, 1]."""
+METADATA_FILE = "metadata.json"
+AXES = ("height", "width", "depth")
+
+
+class ExportError(ValueError):
+    """A network that cannot be exported, or an export that does not do what the network does."""
+
+
+class Exporter:
+    """A trained network, and all that its exports are made of and compared with.
+
+    Args:
+        config_files: chain of configs that builds and loads the network, ``inference.json`` first.
+        checkpoint: its weights.
+        metadata_file: the bundle's ``metadata.json``.
+        settings: further entries of the config by their ids, such as ``{"image": "volume.nii.gz"}``.
+
+    Attributes:
+        network: the trained network, in evaluation mode on the CPU.
+        metadata: what goes into each file beside the network: name and version of the bundle, ``target_window``,
+            ``trained_size``, ``source_intensity`` (the config of the transform that scales the source),
+            ``minimum_size`` and what the network was trained as.
+
+    Raises:
+        RuntimeError: caused by a CheckpointError if the checkpoint cannot be read or does not fit the configs.
+    """
+
+    def __init__(
+        self,
+        config_files: Sequence[str | Path],
+        checkpoint: str | Path,
+        metadata_file: str | Path,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.config_files = [str(path) for path in config_files]
+        self.metadata_file = str(metadata_file)
+        self.settings = {**(settings or {}), "checkpoint": str(checkpoint), "device": "cpu"}
+        self._parser = ConfigParser()
+        self._parser.read_config(self.config_files)
+        self._parser.read_meta(self.metadata_file)
+        self._parser.update(self.settings)
+        self.network: Translator = self._parser.get_parsed_content("network").eval()
+        meta = self._parser.config[self._parser.meta_key]
+        self.metadata: dict[str, Any] = {
+            "name": meta["name"],
+            "version": meta["version"],
+            "target_window": self.network.target_window.tolist(),
+            "trained_size": [size for size in self.network.trained_size.tolist() if size > 0],
+            "source_intensity": self._parser.config["source_intensity"],
+            "minimum_size": max(getattr(part, "minimum_size", 1) for part in self.network.modules()),
+            "trained_as": self.network.signature,
+        }
+
+    def slices(self, count: int = 8) -> Tensor:
+        """Real images as the network sees them: slices of the config's first source volume that show something.
+
+        Args:
+            count: most that are taken, spread evenly.
+
+        Returns:
+            (B, C, *spatial) in [-1, 1].
+        """
+        volume = self._parser.get_parsed_content("dataset")[0]["image"].as_tensor()
+        slices = volume.moveaxis(1 + self._parser.get_parsed_content("slice_axis"), 0)
+        slices = slices[(slices > BACKGROUND).flatten(1).any(1)]
+        return slices[torch.linspace(0, len(slices) - 1, min(count, len(slices))).round().long()]
+
+    def random_images(self) -> list[Tensor]:
+        """Noise in [-1, 1]: at the size of the training, at an odd size, and as small as can be."""
+        least = self.metadata["minimum_size"]
+        example = self.network.example_input()
+        size = self.metadata["trained_size"] or example.shape[2:]
+        shapes = [(2, size), (3, [max(least, length + 3 - 2 * axis) for axis, length in enumerate(size)])]
+        shapes.append((1, [least] * len(size)))
+        generator = torch.Generator().manual_seed(0)
+        return [torch.rand(batch, example.shape[1], *size, generator=generator) * 2 - 1 for batch, size in shapes]
+
+    def export(self, path: str | Path, slices: Tensor, overwrite: bool = False) -> dict[str, float]:
+        """Write one file, after comparing what is in it with the network.
+
+        Args:
+            path: the file; its suffix, one of `FORMATS`, says which kind.
+            slices: real images for the comparison, see `slices`.
+            overwrite: replace the file if it exists.
+
+        Returns:
+            Greatest absolute difference in [-1, 1] on ``random`` and on ``real`` images.
+
+        Raises:
+            FileExistsError: the file exists and may not be overwritten.
+            ExportError: the suffix is unknown, a package is missing, or the difference is above `TOLERANCE`. Nothing is
+                left at ``path`` then, or what was there before.
+        """
+        path = Path(path)
+        if path.suffix not in FORMATS:
+            raise ExportError(f"the name of an export must end in {', '.join(FORMATS)}, got {path.name!r}")
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists already")
+        kinds: dict[str, tuple[Callable[[Path], None], Callable[[str], Any]]] = {
+            ".ts": (self._write_torchscript, torch.jit.load),
+            ".onnx": (self._write_onnx, OnnxNetwork),
+            ".pt2": (self._write_program, lambda file: torch.export.load(file).module()),
+        }
+        write, read = kinds[path.suffix]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Beside its place under its own name, since some writers look at the suffix.
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+            beside = Path(folder) / path.name
+            with torch.no_grad(), _quiet():
+                write(beside)
+                exported = read(str(beside))
+                differences = {
+                    "random": self._difference(exported, self.random_images()),
+                    "real": self._difference(exported, [slices]),
+                }
+            faults = [f"{kind} {value:.2g}" for kind, value in differences.items() if not value <= TOLERANCE]
+            if faults:
+                raise ExportError(
+                    f"{FORMATS[path.suffix]} differs from the network by more than {TOLERANCE:g}: {', '.join(faults)}; "
+                    f"{path} was not written"
+                )
+            os.replace(beside, path)
+        return differences
+
+    def _difference(self, exported: Callable[[Tensor], Tensor], batches: list[Tensor]) -> float:
+        return max(float((exported(images) - self.network(images)).abs().max()) for images in batches)
+
+    def _write_torchscript(self, path: Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:  # MONAI wants the weights alone in a file
+            weights = Path(folder) / "model.pt"
+            torch.save(self.network.inference_state_dict(), weights)
+            ckpt_export(
+                net_id="network",
+                filepath=str(path),
+                ckpt_file=str(weights),
+                meta_file=self.metadata_file,
+                config_file=self.config_files,
+                **self.settings,
+                **{f"_meta_#{name}": value for name, value in self.metadata.items()},
+            )
+
+    def _write_onnx(self, path: Path) -> None:
+        for name in ("onnx", "onnxscript"):
+            if not optional_import(name)[1]:
+                raise ExportError(f"exporting to ONNX needs the package {name}: pip install -e '.[export]'")
+        program = torch.onnx.export(
+            _with_steady_norms(self.network),
+            (self.network.example_input(),),
+            input_names=["image"],
+            output_names=["pred"],
+            dynamic_shapes=self._dynamic_shapes(),
+            dynamo=True,
+            verbose=False,
+        )
+        if program is None:  # what the signature allows for the exporter of before
+            raise ExportError("PyTorch's ONNX exporter returned nothing")
+        program.model.metadata_props.update({name: json.dumps(value) for name, value in self.metadata.items()})
+        program.save(str(path))
+
+    def _write_program(self, path: Path) -> None:
+        example = self.network.example_input()
+        program = torch.export.export(self.network, (example,), dynamic_shapes=self._dynamic_shapes())
+        torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(self.metadata)})
+
+    def _dynamic_shapes(self) -> tuple[dict[int, Any]]:
+        axes = AXES[: self.network.example_input().ndim - 2]
+        sizes = {2 + n: torch.export.Dim(axis, min=self.metadata["minimum_size"]) for n, axis in enumerate(axes)}
+        return ({0: torch.export.Dim("batch"), **sizes},)
+
+
+class _SteadyInstanceNorm(nn.Module):
+    """Instance norm that ONNX Runtime computes as well as PyTorch does.
+
+    ONNX Runtime's means are too coarse where a channel hardly varies, as in the slices at the ends of a head, which are
+    nearly all background: a trained network's output was off by up to 7e-4 there. The mean of what is left after the
+    first is small, so taking it off as well mends that.
+    """
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.eps, self.weight, self.bias = norm.eps, norm.weight, norm.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        axes = list(range(2, x.ndim))
+        for _ in range(2):
+            x = x - x.mean(axes, keepdim=True)
+        x = x / torch.sqrt(x.square().mean(axes, keepdim=True) + self.eps)
+        shape = (-1, *(1 for _ in axes))
+        return x if self.weight is None else x * self.weight.view(shape) + self.bias.view(shape)
+
+
+def _with_steady_norms(network: nn.Module) -> nn.Module:
+    """A copy of a network in evaluation mode with other instance norms in it."""
+    network = copy.deepcopy(network)
+    for part in list(network.modules()):
+        for name, child in list(part.named_children()):
+            if isinstance(child, nn.InstanceNorm2d | nn.InstanceNorm3d) and not child.track_running_stats:
+                setattr(part, name, _SteadyInstanceNorm(child))
+    return network
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters tell of packages that they could have used, and of their own parts that are going out of use."""
+    levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "monai.bundle.scripts")}
+    try:
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

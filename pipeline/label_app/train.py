@@ -1,0 +1,232 @@
+"""Training on the pairs of the studies, with the bundle's own `train.json`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monailabel.interfaces.datastore import Datastore
+from monailabel.tasks.train.bundle import BundleTrainTask
+from monailabel.utils.others.generic import device_list
+
+from pipeline.bundle import first_cause
+from pipeline.data.datalist import name_of
+from pipeline.files import replacing
+from pipeline.handlers.checkpoint import EXTRA_STATE, CheckpointError, load_checkpoint, trained_size
+from pipeline.label_app.infer import WEIGHTS, request_device
+from pipeline.translators import Translator
+
+STATS_FILE = "label_stats.json"
+DEFAULTS: dict[str, Any] = {"max_epochs": 11, "val_split": 0.2, "noise_level": 0, "pretrained": True}
+"""Settings of a training that a client may give, beside ``device`` and ``tracking``."""
+
+# Of the studies that are trained on, not of those that the weights come from.
+_OF_THE_DATA = ("target_window", "trained_size", EXTRA_STATE)
+logger = logging.getLogger(__name__)
+
+
+def training_settings(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a training out of a client's request; what else is in there is left aside.
+
+    Raises:
+        ValueError: naming the first setting that is out of its range, its value and what was expected.
+    """
+    settings = {name: request.get(name, default) for name, default in DEFAULTS.items()}
+    epochs, split, noise = settings["max_epochs"], settings["val_split"], settings["noise_level"]
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        raise ValueError(f"max_epochs must be a whole number of at least 1, got {epochs!r}")
+    if isinstance(split, bool) or not isinstance(split, int | float) or not 0 < split < 1:
+        raise ValueError(f"val_split must lie in (0, 1), got {split!r}")
+    if isinstance(noise, bool) or not isinstance(noise, int) or not 0 <= noise <= 5:
+        raise ValueError(f"noise_level must be a whole number in [0, 5], got {noise!r}")
+    if not isinstance(settings["pretrained"], bool):
+        raise ValueError(f"pretrained must be true or false, got {settings['pretrained']!r}")
+    tracking = request.get("tracking", "mlflow")
+    tracking = tracking[0] if isinstance(tracking, list) and tracking else tracking
+    if str(tracking).lower() not in ("mlflow", "none", ""):
+        raise ValueError(f"tracking must be 'mlflow' or 'None', got {tracking!r}")
+    settings["tracking"] = str(tracking).lower() == "mlflow"
+    settings["device"] = request_device(request.get("device"))
+    return settings
+
+
+def start_from(network: Translator, path: str | Path) -> None:
+    """Start a training from the weights that translate now; networks that only training has start anew.
+
+    Args:
+        network: of the training.
+        path: ``model.pt`` of the same generator.
+
+    Raises:
+        CheckpointError: if the file cannot be read or its tensors do not fit.
+    """
+    content = load_checkpoint(path)
+    state = network.without_training_only(content.get("network", content))
+    expected = network.inference_state_dict()
+    faults = sorted(
+        name
+        for name in state.keys() | expected.keys()
+        if not name.endswith(_OF_THE_DATA)
+        and (
+            name not in state
+            or name not in expected
+            or getattr(state[name], "shape", None) != getattr(expected[name], "shape", None)
+        )
+    )
+    if faults:
+        raise CheckpointError(
+            f"{path} does not fit the network of the bundle's train.json, {len(faults)} tensors differ "
+            f"({', '.join(faults[:3])}); pass pretrained false to start anew"
+        )
+    with torch.no_grad():
+        own = network.state_dict()
+        for name in expected:
+            if not name.endswith(_OF_THE_DATA):
+                own[name].copy_(state[name])
+    logger.info("training starts from %s", path)
+
+
+class Publisher:
+    """Hand each epoch's weights over to the server when they are the best so far, and keep count of the epochs.
+
+    The server may kill a training at any time; what was best until then is in use by then. The weights of before the
+    training are kept in ``previous/`` beside the new ones.
+
+    Args:
+        source: ``model.pt`` of the run, written by `pipeline.handlers.CheckpointHandler`; attach behind that.
+        target: the bundle's weights.
+        stats: file for the state of the training, which the server shows.
+    """
+
+    def __init__(self, source: str | Path, target: str | Path, stats: str | Path) -> None:
+        self.source, self.target, self.stats = Path(source), Path(target), Path(stats)
+        self._set_aside = False
+
+    def attach(self, engine: Engine) -> None:
+        """Register on a trainer."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._publish)
+
+    def _publish(self, engine: Engine) -> None:
+        state = engine.state
+        if state.best_epoch == state.epoch:
+            if not self._set_aside and self.target.is_file():
+                stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(self.target.stat().st_mtime))
+                kept = self.target.parent / "previous" / f"{self.target.stem}-{stamp}{self.target.suffix}"
+                kept.parent.mkdir(exist_ok=True)
+                shutil.copy2(self.target, kept)
+            self._set_aside = True
+            with replacing(self.target) as path:
+                shutil.copyfile(self.source, path)
+        with replacing(self.stats) as path:
+            content = {
+                "epoch": state.epoch,
+                "max_epochs": state.max_epochs,
+                "best_epoch": state.best_epoch,
+                "best_metrics": {name: float(value) for name, value in state.best_metrics.items()},
+            }
+            path.write_text(json.dumps(content) + "\n")
+
+
+class TranslationTrainTask(BundleTrainTask):
+    """MONAI Label's bundle training, set up the way `train.json` wants it.
+
+    The pairs go in as a datalist, so that every fault of theirs is found and said before training, and the number of
+    epochs as the knob that the schedules follow too.
+
+    Args:
+        name: of the bundle.
+        path: folder of the bundle.
+        conf: what ``--conf`` gave.
+        output_dir: of the run.
+        tracking_uri: MLflow store; None for that of the bundle.
+    """
+
+    def __init__(
+        self, name: str, path: str | Path, conf: dict[str, str], output_dir: Path, tracking_uri: str | None = None
+    ) -> None:
+        self.name = name
+        self.output_dir = output_dir
+        self.tracking_uri = tracking_uri
+        self.weights = Path(path) / WEIGHTS
+        super().__init__(str(path), conf, enable_tracking=True, load_strict=True)
+
+    def config(self) -> dict[str, Any]:
+        """The settings that a client can give, with their defaults."""
+        return {"device": device_list(), **DEFAULTS, "tracking": ["mlflow", "None"]}
+
+    def stats(self) -> dict[str, Any]:
+        """How far the training is, or how the last one ended."""
+        try:
+            return json.loads((self.output_dir / STATS_FILE).read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Train on all pairs of the datastore, and use the new weights from then on.
+
+        Raises:
+            ValueError: if a setting cannot be used.
+            RuntimeError: if the training failed; its message is the first cause.
+        """
+        self._settings = training_settings(request)
+        (self.output_dir / STATS_FILE).unlink(missing_ok=True)
+        try:
+            return super().__call__({"model": self.name, "device": self._settings["device"]}, datastore)
+        except Exception as error:
+            # The server shows the last lines of the log: say what matters behind MONAI's trace.
+            raise RuntimeError(f"training failed: {first_cause(error)}") from error
+
+    def _partition_datalist(
+        self, datalist: list[dict[str, str]], request: Any, shuffle: bool = False
+    ) -> tuple[list[dict[str, str]], None]:
+        return datalist, None  # train.json draws the validation pairs
+
+    def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list[Any]) -> None:
+        """Weights are loaded through `start_from`."""
+
+    def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        settings = self._settings
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        pairs = [{**pair, "patient": name_of(pair["image"])} for pair in overrides["train#dataset#data"]]
+        datalist = self.output_dir / "label_datalist.json"
+        datalist.write_text(json.dumps({"training": pairs}, indent=2) + "\n")
+        publisher = {
+            "_target_": f"{__name__}.{Publisher.__name__}",
+            "source": "$@run_folder.output_dir / 'model.pt'",
+            "target": str(self.weights),
+            "stats": str(self.output_dir / STATS_FILE),
+        }
+        ours: dict[str, Any] = {
+            "bundle_root": self.bundle_path,
+            "dataset_dir": str(self.output_dir),
+            "datalist": str(datalist),
+            "cases#validation_fraction": settings["val_split"],
+            "output_dir": str(self.output_dir),
+            "run_name": f"{self.name}-label",
+            "experiment_name": self.name,
+            "device": settings["device"],
+            "max_epochs": settings["max_epochs"],
+            "noise_level": settings["noise_level"],
+            "train#handlers": [*self.bundle_config["train"]["handlers"], publisher],
+        }
+        if not settings["tracking"]:
+            ours["tracking_uri"] = "none"
+        elif self.tracking_uri:
+            ours["tracking_uri"] = self.tracking_uri
+        if settings["pretrained"] and self.weights.is_file():
+            ours["spatial_size"] = trained_size(self.weights)
+            ours["imports"] = [*self.bundle_config["imports"], f"$import {__name__}"]
+            ours["initialize"] = [
+                *self.bundle_config["initialize"],
+                f"${__name__}.{start_from.__name__}(@network, {str(self.weights)!r})",
+            ]
+        overrides.clear()
+        overrides.update(ours)
+        return overrides

@@ -1,0 +1,227 @@
+"""Exports of a trained network: they do what it does, say what they are, and translate volumes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from monai.bundle.scripts import run as run_bundle
+from monai.data import load_net_with_metadata
+
+import pipeline.inference.export as export_module
+from pipeline.bundle import first_cause
+from pipeline.handlers import load_checkpoint
+from pipeline.inference import Exporter, ExportError, OnnxError, OnnxNetwork
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "bundles" / "reggan" / "configs"
+TINY = {"network_def#generator#filters": 4, "network_def#generator#residual_blocks": 1}
+FILES = ("model.ts", "model.onnx", "model.pt2")
+SHAPES = [(1, 1, 32, 32), (3, 1, 31, 45), (2, 1, 5, 6)]
+
+
+@pytest.fixture(scope="session")
+def main():
+    spec = importlib.util.spec_from_file_location("export", ROOT / "scripts" / "export.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture(scope="session")
+def settings(dataset_dir):
+    return {**TINY, "image": str(dataset_dir / "images" / "d.nii.gz")}
+
+
+@pytest.fixture(scope="session")
+def exporter(trained_run, settings):
+    return Exporter([CONFIGS / "inference.json"], trained_run / "model.pt", CONFIGS / "metadata.json", settings)
+
+
+@pytest.fixture(scope="session")
+def exports(main, trained_run, settings, tmp_path_factory):
+    """Folder with the three files that the command line makes of the trained run."""
+    folder = tmp_path_factory.mktemp("exports")
+    words = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    main([str(trained_run / "model.pt"), *(str(folder / name) for name in FILES), *words])
+    return folder
+
+
+def opened(path):
+    """The export as a function of images, and its metadata, by other ways than the exporter's."""
+    if path.suffix == ".ts":
+        network, metadata, _ = load_net_with_metadata(str(path))
+        return network, metadata
+    if path.suffix == ".onnx":
+        session = onnxruntime.InferenceSession(str(path))
+        metadata = {entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props}
+        return lambda images: torch.from_numpy(session.run(None, {"image": images.numpy()})[0]), metadata
+    files = {"metadata.json": ""}
+    network = torch.export.load(path, extra_files=files).module()
+    return network, json.loads(files["metadata.json"])
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_exports_equal_the_network_at_any_size(exporter, exports, name, shape):
+    images = torch.rand(shape) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(opened(exports / name)[0](images), exporter.network(images), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_exports_equal_the_network_on_real_slices(exporter, exports, name):
+    slices = exporter.slices()
+    assert slices.shape == (6, 1, 32, 32)
+    assert slices.min() == -1 < slices.max() <= 1
+    with torch.no_grad():
+        torch.testing.assert_close(opened(exports / name)[0](slices), exporter.network(slices), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_exports_say_what_inference_has_to_know(exports, trained_run, name):
+    metadata = opened(exports / name)[1]
+    bundle = json.loads((CONFIGS / "metadata.json").read_text())
+    assert {key: metadata[key] for key in ("name", "version")} == {key: bundle[key] for key in ("name", "version")}
+    assert metadata["target_window"] == load_checkpoint(trained_run / "model.pt")["target_window"].tolist()
+    assert metadata["trained_size"] == [32, 32]
+    assert metadata["source_intensity"] == {"_target_": "transforms.ScaleMRIntensityd", "keys": "image"}
+    assert metadata["minimum_size"] == 5
+    assert metadata["trained_as"] == "CycleGANTranslator(adversarial, correction, smoothness)"
+
+
+def test_onnx_file_is_valid_and_its_axes_are_free(exports):
+    model = onnx.load(exports / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    (image,) = onnxruntime.InferenceSession(str(exports / "model.onnx")).get_inputs()
+    assert image.shape == ["batch", 1, "height", "width"]
+
+
+def test_slices_that_hardly_vary_are_as_good_in_onnx(exporter, exports):
+    """ONNX Runtime's own instance norm fails here."""
+    slices = torch.full((1, 1, 96, 96), -1.0)
+    slices[..., 40:43, 50:54] = 0.5
+    with torch.no_grad():
+        difference = (opened(exports / "model.onnx")[0](slices) - exporter.network(slices)).abs().max()
+    assert difference < 1e-4
+
+
+def test_command_line_reports_and_refuses(main, exports, trained_run, settings, tmp_path, capsys):
+    words = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    model, out = str(trained_run / "model.pt"), tmp_path / "new" / "model.ts"
+    main([model, str(out), *words])
+    assert f"{out}: TorchScript, greatest difference from the network" in capsys.readouterr().out
+    before = out.read_bytes()
+    for arguments, message in (
+        ([model, str(out), *words], f"{out} exists already"),
+        ([model, "model.tensorrt", *words], "must end in .ts, .onnx, .pt2, got 'model.tensorrt'"),
+        ([str(tmp_path / "typo.pt"), "model.ts", *words], "typo.pt does not exist"),
+        ([model, "model.ts"], "was not made by this CycleGANTranslator"),
+        ([model, "model.ts", "--set", "filters"], "--set expects NAME=VALUE, got 'filters'"),
+        ([model, "model.ts", "--overlays", "typo.json"], "config typo.json is neither a file nor in"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert "export.py: error: " in str(caught.value)
+        assert message in str(caught.value)
+    assert [path.name for path in out.parent.iterdir()] == ["model.ts"]
+    assert out.read_bytes() == before
+    main([model, str(out), *words, "--force"])
+
+
+@pytest.mark.parametrize("wrong", [0.01, float("nan")])
+def test_an_export_that_differs_is_not_written(exporter, tmp_path, monkeypatch, wrong):
+    class Off(torch.nn.Module):
+        def forward(self, images):
+            return exporter.network(images) + wrong
+
+    monkeypatch.setattr(export_module.torch.jit, "load", lambda path: Off())
+    (tmp_path / "model.ts").write_text("before")
+    with pytest.raises(ExportError, match=r"TorchScript differs from the network by more than 0.0001: random .*, real"):
+        exporter.export(tmp_path / "model.ts", exporter.slices(), overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.ts"]
+    assert (tmp_path / "model.ts").read_text() == "before"
+
+
+def run_onnx(**settings):
+    files = [str(CONFIGS / name) for name in ("inference.json", "onnx.json")]
+    run_bundle(run_id="run", config_file=files, logging_file=False, device="cpu", **settings)
+
+
+def test_inference_from_the_onnx_file(run_config, exports, trained_run, dataset_dir, tmp_path):
+    """Also where slices at the end of the volume are blank, which used to become noise."""
+    before = nib.load(dataset_dir / "images" / "d.nii.gz")
+    voxels = np.pad(np.asarray(before.dataobj), ((0, 0), (0, 0), (0, 3)))
+    nib.save(nib.Nifti1Image(voxels, before.affine), tmp_path / "head.nii.gz")
+    image = str(tmp_path / "head.nii.gz")
+    model = trained_run / "model.pt"
+    run_config("inference.json", image=image, checkpoint=str(model), output_dir=str(tmp_path / "eager"))
+    run_onnx(image=image, checkpoint=str(exports / "model.onnx"), output_dir=str(tmp_path / "onnx"))
+    eager, result = (nib.load(tmp_path / name / "head_translated.nii.gz") for name in ("eager", "onnx"))
+    low, high = load_checkpoint(model)["target_window"].tolist()
+    assert result.shape == eager.shape == (40, 34, 9)
+    np.testing.assert_array_equal(result.affine, eager.affine)
+    np.testing.assert_allclose(result.get_fdata(), eager.get_fdata(), atol=1e-4 * (high - low) / 2)
+    np.testing.assert_array_equal(eager.get_fdata()[..., 6:], low)
+
+
+def renamed_input(path, folder):
+    model = onnx.load(path)
+    for node in [model.graph.input[0], *model.graph.node]:
+        if isinstance(node, onnx.NodeProto):
+            node.input[:] = ["x" if name == "image" else name for name in node.input]
+        else:
+            node.name = "x"
+    onnx.save(model, folder / "model.onnx")
+
+
+def without_metadata(path, folder):
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    onnx.save(model, folder / "model.onnx")
+
+
+def window_reversed(path, folder):
+    model = onnx.load(path)
+    (entry,) = [entry for entry in model.metadata_props if entry.key == "target_window"]
+    entry.value = "[5, 1]"
+    onnx.save(model, folder / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda path, folder: None, "does not exist; scripts/export.py makes an ONNX file"),
+        (
+            lambda path, folder: (folder / "model.onnx").write_bytes(path.read_bytes()[:5000]),
+            "is no ONNX file that ONNX Runtime can read",
+        ),
+        (lambda path, folder: shutil.copy(path.with_name("model.ts"), folder / "model.onnx"), "is no ONNX file"),
+        (without_metadata, "was not written by scripts/export.py: .* without .'name', 'version', 'target_window'"),
+        (window_reversed, r"target_window must be \(low, high\) with low < high, got \(5, 1\)"),
+    ],
+)
+def test_what_is_said_of_bad_onnx_files(exports, dataset_dir, tmp_path, spoil, says):
+    spoil(exports / "model.onnx", tmp_path)
+    image, out = str(dataset_dir / "images" / "d.nii.gz"), tmp_path / "out"
+    with pytest.raises(RuntimeError) as caught:
+        run_onnx(image=image, checkpoint=str(tmp_path / "model.onnx"), output_dir=str(out))
+    cause = first_cause(caught.value)
+    assert isinstance(cause, OnnxError)
+    with pytest.raises(OnnxError, match=says):
+        raise cause
+    assert not out.exists()
+
+
+def test_other_names_in_an_onnx_file_are_refused(exports, tmp_path):
+    renamed_input(exports / "model.onnx", tmp_path)
+    with pytest.raises(OnnxError, match=r"expected input 'image', output 'pred' and metadata .* got .'x'., .'pred'."):
+        OnnxNetwork(tmp_path / "model.onnx")

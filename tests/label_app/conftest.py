@@ -1,0 +1,198 @@
+"""A real MONAI Label server on a free port of this machine, and studies and bundles for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import requests
+import torch
+from monai.bundle import ConfigParser
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+
+from pipeline.data.phantom import make_phantom
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLE = ROOT / "bundles" / "reggan"
+SIZE = [64, 64]
+WINDOW = (-20.0, 900.0)
+ROTATION = np.array([[0.98, 0.15, 0.1, 3.0], [-0.16, 0.98, 0.08, -7.0], [-0.09, -0.1, 0.99, 11.0], [0, 0, 0, 1.0]])
+SECONDS_TO_START = 180
+
+
+class Server:
+    """A running server, and what a client does with it."""
+
+    def __init__(self, process: subprocess.Popen, port: int, log: Path, headers: dict[str, str]) -> None:
+        self.process, self.port, self.log = process, port, log
+        self.address = f"http://127.0.0.1:{port}"
+        self.session = requests.Session()
+        self.session.headers.update(headers)
+
+    def request(self, method: str, path: str, **arguments: Any) -> requests.Response:
+        return self.session.request(method, f"{self.address}{path}", timeout=300, **arguments)
+
+    def translate(self, image: str, /, model: str = "reggan", **params: Any) -> requests.Response:
+        """Ask for a translated volume, without multipart wrapping."""
+        return self.request(
+            "POST", f"/infer/{model}", params={"image": image, "output": "image"}, data={"params": json.dumps(params)}
+        )
+
+    def wait_for(self, task: str, seconds: float = 400.0) -> dict[str, Any]:
+        """Wait until a background task has ended and return its last status."""
+        deadline = time.monotonic() + seconds
+        while True:
+            status = self.request("GET", task).json()
+            if status["status"] not in ("SUBMITTED", "RUNNING"):
+                return status
+            assert time.monotonic() < deadline, status
+            time.sleep(1)
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """Finds a port of this machine that nobody listens on."""
+
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return probe.getsockname()[1]
+
+    return find
+
+
+def write_weights(bundle: Path, seed: int = 0) -> Path:
+    """Give a bundle random weights of its own network, as training would leave them."""
+    parser = ConfigParser()
+    parser.read_config(bundle / "configs" / "inference.json")
+    torch.manual_seed(seed)
+    network = parser.get_parsed_content("network_def")
+    network.describe_data(WINDOW, SIZE)
+    path = bundle / "models" / "model.pt"
+    path.parent.mkdir(exist_ok=True)
+    torch.save(network.inference_state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def start_server(
+    free_port: Callable[[], int], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Server]]:
+    """Starts servers as a user does, and stops them in the end."""
+    running = []
+
+    def start(
+        studies: str | Path,
+        *options: str,
+        app: Path = ROOT / "pipeline" / "label_app",
+        host: str = "127.0.0.1",
+        headers: dict[str, str] | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> Server:
+        folder = tmp_path_factory.mktemp("server")
+        port, log = free_port(), folder / "log.txt"
+        command = [Path(sys.executable).with_name("monailabel"), "start_server", "--app", app, "--studies", studies]
+        command += ["--host", host, "--port", port, *options]
+        variables = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # its script runs "python"
+            "HOME": str(folder),  # MONAI Label keeps sessions and fetched images there
+            "OMP_NUM_THREADS": "1",
+            "http_proxy": "http://127.0.0.1:9",  # whoever asks the internet shall fail at once
+            "https_proxy": "http://127.0.0.1:9",
+            "no_proxy": "127.0.0.1,localhost",
+            **(environment or {}),
+        }
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                [str(part) for part in command], cwd=folder, env=variables, stdout=stream, stderr=subprocess.STDOUT
+            )
+        server = Server(process, port, log, headers or {})
+        running.append(server)
+        deadline = time.monotonic() + SECONDS_TO_START
+        while True:
+            assert process.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < deadline, log.read_text()[-3000:]
+            try:
+                server.request("GET", "/favicon.ico")
+                return server
+            except requests.ConnectionError:
+                time.sleep(0.5)
+
+    yield start
+    for server in running:
+        server.process.terminate()
+        try:
+            server.process.wait(20)
+        except subprocess.TimeoutExpired:
+            server.process.kill()
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three subjects at 4 mm."""
+    folder = tmp_path_factory.mktemp("phantom") / "phantom"
+    make_phantom(folder, subjects=(1, 1, 1), resolution=4.0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def studies(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pairs, and one subject without a target in several orientations; and a broken file."""
+    folder = tmp_path_factory.mktemp("studies")
+    final = folder / "labels" / "final"
+    final.mkdir(parents=True)
+    for number, split in ((1, "Tr"), (2, "Val")):
+        name = f"phantom_{number:03d}.nii.gz"
+        shutil.copy(phantom / f"images{split}" / name, folder / name)
+        shutil.copy(phantom / f"labels{split}" / name, final / name)
+    source = nib.load(phantom / "imagesTs" / "phantom_003.nii.gz")
+    nib.save(source, folder / "ras.nii.gz")
+    change = ornt_transform(io_orientation(source.affine), axcodes2ornt(("L", "P", "S")))
+    nib.save(source.as_reoriented(change), folder / "lps.nii.gz")
+    turned, _ = np.linalg.qr(ROTATION[:3, :3])
+    affine = np.eye(4)
+    affine[:3, :3] = turned * np.sign(np.diag(turned)) @ source.affine[:3, :3]
+    affine[:3, 3] = source.affine[:3, 3] + ROTATION[:3, 3]
+    nib.save(nib.Nifti1Image(source.get_fdata(dtype=np.float32), affine), folder / "oblique.nii.gz")
+    (folder / "broken.nii.gz").write_bytes((folder / "ras.nii.gz").read_bytes()[:2000])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bundles ``reggan`` (with weights), ``bare`` (without) and ``foreign`` (with those of another network)."""
+    folder = tmp_path_factory.mktemp("bundles")
+    for name in ("reggan", "bare", "foreign"):
+        shutil.copytree(BUNDLE, folder / name, ignore=shutil.ignore_patterns("*.pt", "*.ts", "*.onnx"))
+    write_weights(folder / "reggan")
+    weights = torch.load(write_weights(folder / "foreign"))
+    renamed = {f"other.{name}" if "generator" in name else name: value for name, value in weights.items()}
+    torch.save(renamed, folder / "foreign" / "models" / "model.pt")
+    return folder
+
+
+@pytest.fixture
+def offline(tmp_path: Path) -> Callable[[Path, Path], nib.Nifti1Image]:
+    """Translates one file with the bundle's own inference, in a process of its own."""
+
+    def run(bundle: Path, image: Path) -> nib.Nifti1Image:
+        output = tmp_path / f"offline-{image.name}"
+        command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", bundle / "configs" / "inference.json"]
+        command += ["--checkpoint", bundle / "models" / "model.pt", "--image", image, "--output_dir", output]
+        subprocess.run([str(part) for part in [*command, "--device", "cpu"]], check=True, capture_output=True)
+        (result,) = output.iterdir()
+        return nib.load(result)
+
+    return run
