@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from monai.networks.layers import Conv, Norm
 from torch import Tensor, nn
 
-from pipeline.networks.blocks import ResidualBlock, check_images, reflect_conv
+from pipeline.networks.blocks import ResidualBlock, check_images, crop, reflect_conv
 
 STEM_KERNEL = 7
 
@@ -143,4 +143,4 @@ class ImageDecoder(nn.Module):
             Images (B, out_channels, *size) in [-1, 1].
         """
         images = self.stages(features)
-        return images if size is None else images[(..., *(slice(length) for length in size))]
+        return images if size is None else crop(images, size)

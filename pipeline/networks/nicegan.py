@@ -13,7 +13,7 @@ from monai.networks.layers import Conv
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from pipeline.networks.blocks import check_counts, check_images, check_spatial_dims
+from pipeline.networks.blocks import check_counts, check_images, check_spatial_dims, crop
 
 _DOWNSAMPLINGS = 2  # of the encoder, and as many upsamplings in the generator
 _OUTPUT_KERNEL = 7
@@ -202,7 +202,7 @@ class NICEGenerator(nn.Module):
             x = block(x, scale, shift)
         for stage, up in enumerate(self.up, start=1):
             factor = 2 ** (_DOWNSAMPLINGS - stage)
-            x = up(x)[(..., *(slice(-(-length // factor)) for length in size))]
+            x = crop(up(x), [-(-length // factor) for length in size])
         return self.head(x)
 
     def _checked_size(self, image_size: Sequence[int]) -> tuple[int, ...]:
