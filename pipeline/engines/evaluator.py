@@ -1,8 +1,10 @@
-"""The evaluator: predictions and baselines of the same cases, side by side."""
+"""The evaluator: predictions and baselines of the same cases, side by side, and the registration network's fields."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,8 +17,10 @@ from torch import Tensor
 
 from pipeline.engines.batch import PrepareBatch
 from pipeline.translators import Translator
+from transforms import RandDeformationNoised
 
 Baseline = Callable[[Tensor], Tensor]
+SEED = 0  # of the misalignments
 
 
 class TranslationEvaluator(Evaluator):
@@ -25,6 +29,11 @@ class TranslationEvaluator(Evaluator):
     ``engine.state.output`` holds ``image``, ``label``, ``pred``, one prediction per baseline under its name, ``case``
     and ``slice``; metrics read what they score from there. ``engine.state.case_ids`` lists (case, slice) in the order
     in which metrics keep their values.
+
+    With ``noise``, and where the translator has a registration network, each pair is also misaligned by a known amount:
+    the misaligned source is translated, and the network registers that prediction with the misaligned target. The
+    output then holds ``misaligned``, that target; ``ddf``, the field found; and ``true_ddf``, the field that lines the
+    two up. The misalignments follow from a fixed seed and are the same in every evaluation.
 
     Args:
         device: where to evaluate.
@@ -37,7 +46,11 @@ class TranslationEvaluator(Evaluator):
         key_val_metric: one metric by name, which decides what is best (greater is better).
         additional_metrics: more metrics by name.
         val_handlers: Ignite handlers.
+        noise: misaligns a batch, as in training, and returns the displacement; a copy of it is used.
         amp: run the network under ``torch.autocast`` in bfloat16.
+
+    Raises:
+        ValueError: if ``noise`` does not return the displacement.
     """
 
     def __init__(
@@ -51,11 +64,15 @@ class TranslationEvaluator(Evaluator):
         key_val_metric: dict[str, Metric] | None = None,
         additional_metrics: dict[str, Metric] | None = None,
         val_handlers: Sequence[Any] | None = None,
+        noise: RandDeformationNoised | None = None,
         amp: bool = False,
     ) -> None:
         self.network = network
         self.baselines = dict(baselines or {})
         self.inferer = inferer or SimpleInferer()
+        if noise is not None and not noise.return_displacement:
+            raise ValueError("the evaluator's noise must be made with return_displacement=True")
+        self.noise = copy.deepcopy(noise)
         super().__init__(
             device=device,
             val_data_loader=val_data_loader,
@@ -67,19 +84,37 @@ class TranslationEvaluator(Evaluator):
             amp=amp,
             decollate=False,
         )
-        self.add_event_handler(Events.EPOCH_STARTED, self._forget_cases)
+        self.add_event_handler(Events.EPOCH_STARTED, self._begin)
 
-    def _forget_cases(self) -> None:
+    def _begin(self) -> None:
         self.state.case_ids = []
+        if self.noise is not None:
+            self.noise.set_random_state(seed=SEED)
 
     def _iteration(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
         batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
         source = batch[CommonKeys.IMAGE]
-        with self.mode(self.network), torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.amp):
+        with self._inference():
             pred = self.inferer(source, self.network)
         self.state.case_ids.extend(zip(batchdata["case"], [int(i) for i in batchdata["slice"]], strict=True))
         return {
             **batch,
             CommonKeys.PRED: pred.float(),
             **{name: baseline(source) for name, baseline in self.baselines.items()},
+            **self._registered(batch),
         }
+
+    def _registered(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        if self.noise is None or self.network.registration is None:
+            return {}
+        noisy = self.noise({key: batch[key] for key in self.noise.keys})
+        source, misaligned = (noisy[key] for key in (CommonKeys.IMAGE, CommonKeys.LABEL))
+        with self._inference():
+            _, ddf = self.network.register(self.inferer(source, self.network), misaligned)
+        true_ddf = noisy[self.noise.displacement_key]
+        return {"misaligned": misaligned, "ddf": ddf.float(), "true_ddf": true_ddf}
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        with self.mode(self.network), torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.amp):
+            yield

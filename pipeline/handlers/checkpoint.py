@@ -43,13 +43,19 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     return content
 
 
-def load_network(network: torch.nn.Module, path: str | Path) -> torch.nn.Module:
+def load_network(
+    network: torch.nn.Module,
+    path: str | Path,
+    registration: Callable[[], torch.nn.Module] | None = None,
+) -> torch.nn.Module:
     """Load a network's weights strictly, from ``model.pt`` or from the ``network`` entry of a checkpoint.
 
     Args:
         network: takes the weights; for a translator built without loss weights, the training-only networks of a full
             checkpoint are left out.
         path: ``model.pt``, ``last.pt`` or ``best.pt``.
+        registration: builds the registration network, which a translator built without loss weights is then given if
+            the file has its weights; ``model.pt`` has none.
 
     Returns:
         The network, on the device where it was.
@@ -60,7 +66,12 @@ def load_network(network: torch.nn.Module, path: str | Path) -> torch.nn.Module:
     content = load_checkpoint(path)
     state = content.get("network", content)
     if isinstance(network, Translator) and not network.terms:
-        state = network.without_training_only(state)
+        kept = network.without_training_only(state)
+        trained = {name: value for name, value in state.items() if name.startswith("registration.")}
+        if registration is not None and trained:
+            network.registration = registration().to(network.target_window.device)
+            kept |= trained
+        state = kept
     _load_strictly(network, state, path)
     return network
 

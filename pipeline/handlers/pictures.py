@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
+from pipeline.files import replacing
 from pipeline.handlers.drawing import Sample, draw_translation
 from pipeline.metrics import foreground_mask, psnr
 from pipeline.translators import Translator
@@ -198,9 +199,12 @@ class PictureHandler:
 
 
 class EvaluationPictures:
-    """Draw error maps of some of an evaluation's cases, beside those of the intensity map.
+    """Draw error maps of some of an evaluation's cases, beside those of the intensity map, and keep what they show.
 
-    Writes ``output_dir/pictures/error_maps.png`` when an evaluation is over, with the PSNR that it measured.
+    When an evaluation is over it writes ``output_dir/pictures/error_maps.png``, with the PSNR that it measured, and
+    ``output_dir/samples.npz``, from which other pictures of the same N slices can be drawn: ``image``, ``label`` and
+    ``pred``, (N, X, Y) float32 in [-1, 1], ``case`` (N,) text, ``slice`` (N,) whole numbers, and ``psnr`` (N,), nan
+    where it was not measured.
 
     Args:
         output_dir: the run's folder.
@@ -214,6 +218,7 @@ class EvaluationPictures:
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
         self.path = Path(output_dir) / "pictures" / "error_maps.png"
+        self.samples_path = Path(output_dir) / "samples.npz"
         self.count = count
         self._forget()
 
@@ -240,7 +245,7 @@ class EvaluationPictures:
                 self._samples, self._stride = self._samples[::2], 2 * self._stride
 
     def __call__(self, engine: Engine) -> None:
-        """Draw what was collected; nothing where nothing was evaluated."""
+        """Draw and write what was collected; nothing where nothing was evaluated."""
         details = engine.state.metric_details
         scores = {"psnr": details.get("psnr"), "baseline_psnr": details.get("intensity_map_psnr")}
         known = {name: values for name, values in scores.items() if values is not None}
@@ -251,3 +256,17 @@ class EvaluationPictures:
             samples.append(replace(sample, **measured))
         if samples:
             draw_translation(samples, self.path, f"{len(samples)} of {self._seen} evaluated slices")
+            _write_samples(samples, self.samples_path)
+
+
+def _write_samples(samples: Sequence[Sample], path: Path) -> None:
+    arrays: dict[str, Any] = {
+        "image": np.stack([sample.source for sample in samples]).astype(np.float32),
+        "label": np.stack([sample.target for sample in samples]).astype(np.float32),
+        "pred": np.stack([sample.prediction for sample in samples]).astype(np.float32),
+        "case": np.array([sample.case for sample in samples]),
+        "slice": np.array([sample.slice for sample in samples]),
+        "psnr": np.array([np.nan if sample.psnr is None else sample.psnr for sample in samples]),
+    }
+    with replacing(path) as beside, beside.open("wb") as file:  # to a name without .npz NumPy would add it
+        np.savez_compressed(file, **arrays)

@@ -1,20 +1,26 @@
 """Image and registration metrics, one value per case."""
 
 from pipeline.metrics.baselines import IntensityMap
-from pipeline.metrics.ignite import CaseMetric, case_metrics
+from pipeline.metrics.content import high_frequency_ratio, mutual_information
+from pipeline.metrics.ignite import CaseMetric, RegistrationMetric, ValuePerCase, case_metrics
 from pipeline.metrics.image import foreground_mask, mae, nmae, psnr, ssim
-from pipeline.metrics.registration import endpoint_error, folded_fraction, jacobian_determinant
+from pipeline.metrics.registration import endpoint_error, folded_fraction, jacobian_determinant, points_inside
 
 __all__ = [
     "CaseMetric",
     "IntensityMap",
+    "RegistrationMetric",
+    "ValuePerCase",
     "case_metrics",
     "endpoint_error",
     "folded_fraction",
     "foreground_mask",
+    "high_frequency_ratio",
     "jacobian_determinant",
     "mae",
+    "mutual_information",
     "nmae",
+    "points_inside",
     "psnr",
     "ssim",
 ]

@@ -12,30 +12,103 @@ from ignite.exceptions import NotComputableError
 from ignite.metrics import Metric
 from monai.utils import evenly_divisible_all_gather
 
+from pipeline.metrics.content import high_frequency_ratio, mutual_information
 from pipeline.metrics.image import foreground_mask, mae, nmae, psnr, ssim
+from pipeline.metrics.registration import endpoint_error, folded_fraction, points_inside
 
 Score = Callable[..., torch.Tensor]
-SCORES: dict[str, Score] = {"mae": mae, "nmae": nmae, "psnr": psnr, "ssim": ssim}
+SCORES: dict[str, Score] = {
+    "mae": mae,
+    "nmae": nmae,
+    "psnr": psnr,
+    "ssim": ssim,
+    "high_frequency": high_frequency_ratio,
+    "source_information": mutual_information,
+}
 WHOLE_IMAGE = ("ssim",)  # by the paper's definition; the other scores keep to the foreground
-PREDICTION = "pred"
+PREDICTION, TARGET = "pred", "label"
+REFERENCES = {"source_information": "image"}  # the other scores compare with the target
+REGISTRATION_SCORES = ("endpoint_error", "identity_endpoint_error", "folded")
 
 
-class CaseMetric(Metric):
-    """Score one candidate against the target, case by case.
+class ValuePerCase(Metric):
+    """What all metrics here share: one value per case, kept on the device, fetched once at the end of an epoch.
 
-    Reads `engine.state.output[candidate]` and `["label"]`, (B, C, *spatial) each. At the end of an epoch
-    `engine.state.metrics[name]` is the mean over the cases and `engine.state.metric_details[name]` their values, (N,)
-    on the CPU, in order; in a distributed run those of rank 0 first. Until then nothing is copied to the host.
+    At the end of an epoch `engine.state.metrics[name]` is the mean over the cases and
+    `engine.state.metric_details[name]` their values, (N,) on the CPU, in order; in a distributed run those of rank 0
+    first. Until then nothing is copied to the host.
 
     Cases without foreground have no masked score: they are nan in the details and left out of the mean. Any other nan
     or inf reaches the mean, so that a diverged network is not taken for a good one.
 
     Args:
-        score: "nmae", "mae", "psnr" or "ssim", or a function `score(pred, target, *, data_range, mask)` -> (B,).
+        keys: what of `engine.state.output` the metric is made from, as `values` takes it.
+    """
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self.keys = tuple(keys)
+        self.case_values = torch.empty(0)
+        super().__init__(output_transform=self._select)
+
+    def values(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Values of a batch, (B,), and whether each counts, (B,); None where all do."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Forget the cases seen so far."""
+        self._batches: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def update(self, output: Sequence[torch.Tensor]) -> None:
+        """Score a batch.
+
+        Args:
+            output: the tensors of `keys`.
+        """
+        values, counts = self.values(*output)
+        counts = torch.ones_like(values) if counts is None else counts.to(values.dtype)
+        self._batches.append(torch.stack([values, counts], dim=1))
+
+    def compute(self) -> float:
+        """Return the mean over all cases of all processes; their values are then in `case_values`.
+
+        Raises:
+            NotComputableError: when there was no case at all.
+        """
+        local = torch.cat(self._batches) if self._batches else torch.empty(0, 2, device=idist.device())
+        scored = evenly_divisible_all_gather(local)
+        if len(scored) == 0:
+            raise NotComputableError(f"{type(self).__name__} of {self.keys[0]!r} has seen no case")
+        self.case_values, counts = scored.cpu().unbind(1)
+        return float(self.case_values[counts > 0].double().mean())
+
+    def completed(self, engine: Engine, name: str) -> None:
+        """Write mean and values into the state of the engine; Ignite calls this at the end of an epoch."""
+        super().completed(engine, name)
+        if not hasattr(engine.state, "metric_details"):
+            engine.state.metric_details = {}
+        engine.state.metric_details[name] = self.case_values
+
+    def _select(self, output: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
+        for key in self.keys:
+            if key not in output:
+                raise KeyError(f"the engine's output has no {key!r} to score; it holds {', '.join(map(str, output))}")
+        return tuple(output[key] for key in self.keys)
+
+
+class CaseMetric(ValuePerCase):
+    """Score one candidate against a reference image, case by case.
+
+    Reads `engine.state.output[candidate]`, `[reference]` and `["label"]`, (B, C, *spatial) each.
+
+    Args:
+        score: a name in `SCORES`, or a function `score(candidate, reference, *, data_range, mask)` -> (B,).
         candidate: key of the image to score: "pred", or a baseline's.
         data_range: width of the range of intensities.
         background: value of the target's background.
         masked: whether to keep to the target's foreground; None for the paper's definition, by which all but "ssim" do.
+        reference: key of the image to compare with; None for the score's own: the source ("image") for
+            "source_information", the target ("label") for the others.
 
     Raises:
         ValueError: when there is no such score or `data_range` is not above 0.
@@ -48,61 +121,59 @@ class CaseMetric(Metric):
         data_range: float = 2.0,
         background: float = -1.0,
         masked: bool | None = None,
+        reference: str | None = None,
     ) -> None:
         if not callable(score) and score not in SCORES:
             raise ValueError(f"score must be a function or one of {', '.join(SCORES)}, got {score!r}")
         if not data_range > 0:
             raise ValueError(f"data_range must be above 0, got {data_range}")
         self.score = score if callable(score) else SCORES[score]
-        self.candidate = candidate
         self.data_range = float(data_range)
         self.background = float(background)
         self.masked = score not in WHOLE_IMAGE if masked is None else masked
-        self.case_values = torch.empty(0)
-        super().__init__(output_transform=self._select)
+        own = TARGET if callable(score) else REFERENCES.get(score, TARGET)
+        super().__init__((candidate, own if reference is None else reference, TARGET))
 
-    def reset(self) -> None:
-        """Forget the cases seen so far."""
-        self._batches: list[torch.Tensor] = []
-
-    @torch.no_grad()
-    def update(self, output: Sequence[torch.Tensor]) -> None:
-        """Score a batch.
-
-        Args:
-            output: candidate and target, (B, C, *spatial) each.
-        """
-        candidate, target = output
+    def values(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Score candidate against reference over the target's foreground; cases without any do not count."""
+        candidate, reference, target = tensors
         mask = foreground_mask(target, self.background) if self.masked else None
-        values = self.score(candidate, target, data_range=self.data_range, mask=mask)
-        counts = torch.ones_like(values) if mask is None else mask.flatten(1).any(1).to(values.dtype)
-        self._batches.append(torch.stack([values, counts], dim=1))
+        values = self.score(candidate, reference, data_range=self.data_range, mask=mask)
+        return values, None if mask is None else mask.flatten(1).any(1)
 
-    def compute(self) -> float:
-        """Return the mean over all cases of all processes; their values are then in `case_values`.
 
-        Raises:
-            NotComputableError: when there was no case at all.
-        """
-        local = torch.cat(self._batches) if self._batches else torch.empty(0, 2, device=idist.device())
-        scored = evenly_divisible_all_gather(local)
-        if len(scored) == 0:
-            raise NotComputableError(f"{type(self).__name__} of {self.candidate!r} has seen no case")
-        self.case_values, counts = scored.cpu().unbind(1)
-        return float(self.case_values[counts > 0].double().mean())
+class RegistrationMetric(ValuePerCase):
+    """How well a registration network finds a misalignment that is known.
 
-    def completed(self, engine: Engine, name: str) -> None:
-        """Write mean and values into the state of the engine; Ignite calls this at the end of an epoch."""
-        super().completed(engine, name)
-        if not hasattr(engine.state, "metric_details"):
-            engine.state.metric_details = {}
-        engine.state.metric_details[name] = self.case_values
+    Reads `engine.state.output["ddf"]` (the field found) and `["true_ddf"]`, (B, spatial_dims, *spatial) in voxels each,
+    and `["misaligned"]`, the target (B, C, *spatial) that they line the prediction up with. Errors are means over the
+    foreground of the misaligned target. Pixels whose true counterpart lies outside the image are left out: there is
+    nothing to line them up with, and nothing to tell the network where it would be.
 
-    def _select(self, output: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        for key in (self.candidate, "label"):
-            if key not in output:
-                raise KeyError(f"the engine's output has no {key!r} to score; it holds {', '.join(map(str, output))}")
-        return output[self.candidate], output["label"]
+    Args:
+        score: "endpoint_error", mean distance in voxels between where both fields point; "identity_endpoint_error",
+            that of a field of zeros; "folded", share of all voxels of the image at which the field found folds.
+        background: value of the target's background.
+
+    Raises:
+        ValueError: when there is no such score.
+    """
+
+    def __init__(self, score: str, background: float = -1.0) -> None:
+        if score not in REGISTRATION_SCORES:
+            raise ValueError(f"score must be one of {', '.join(REGISTRATION_SCORES)}, got {score!r}")
+        self.score = score
+        self.background = float(background)
+        super().__init__(("ddf", "true_ddf", "misaligned"))
+
+    def values(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Score the field; for the errors, cases without a pixel to compare do not count."""
+        ddf, true_ddf, misaligned = tensors
+        if self.score == "folded":
+            return folded_fraction(ddf), None
+        mask = foreground_mask(misaligned, self.background).any(1, keepdim=True) & points_inside(true_ddf)
+        found = ddf if self.score == "endpoint_error" else torch.zeros_like(ddf)
+        return endpoint_error(found, true_ddf, mask), mask.flatten(1).any(1)
 
 
 def case_metrics(
@@ -110,7 +181,9 @@ def case_metrics(
     candidates: Sequence[str] = (PREDICTION, "source", "intensity_map"),
     data_range: float = 2.0,
     background: float = -1.0,
-) -> dict[str, CaseMetric]:
+    extra: Mapping[str, Sequence[str]] | None = None,
+    registration: bool = False,
+) -> dict[str, ValuePerCase]:
     """Make the metrics of an evaluation: every score for every candidate.
 
     Args:
@@ -118,17 +191,24 @@ def case_metrics(
         candidates: keys of the engine's output: the prediction and the baselines.
         data_range: width of the range of intensities.
         background: value of the target's background.
+        extra: further scores by name, each with the candidates that it is made for.
+        registration: whether to add those of `RegistrationMetric`.
 
     Returns:
-        Metrics by name: "psnr" for the prediction, "source_psnr" and the like for baselines.
+        Metrics by name: "psnr" for the prediction, "source_psnr" and the like for other candidates; those of the
+        registration under their own names.
 
     Raises:
         ValueError: when there is no such score.
     """
-    return {
+    wanted = [(score, candidate) for candidate in candidates for score in scores]
+    wanted += [(score, candidate) for score, some in (extra or {}).items() for candidate in some]
+    metrics: dict[str, ValuePerCase] = {
         score if candidate == PREDICTION else f"{candidate}_{score}": CaseMetric(
             score, candidate, data_range, background
         )
-        for candidate in candidates
-        for score in scores
+        for score, candidate in wanted
     }
+    if registration:
+        metrics |= {score: RegistrationMetric(score, background) for score in REGISTRATION_SCORES}
+    return metrics

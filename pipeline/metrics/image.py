@@ -43,7 +43,7 @@ def mae(
     Raises:
         ValueError: when the shapes do not fit or `data_range` is not above 0.
     """
-    _check(pred, target, data_range, mask)
+    check_images(pred, target, data_range, mask)
     return _mean_over((pred - target).abs(), mask)
 
 
@@ -84,7 +84,7 @@ def psnr(
     Raises:
         ValueError: when the shapes do not fit or `data_range` is not above 0.
     """
-    _check(pred, target, data_range, mask)
+    check_images(pred, target, data_range, mask)
     return -10 * torch.log10(_mean_over(((pred - target) / data_range).square(), mask))
 
 
@@ -114,12 +114,12 @@ def ssim(
     Raises:
         ValueError: when the shapes do not fit, `data_range` is not above 0, or the window is even or exceeds the image.
     """
-    _check(pred, target, data_range, mask)
+    check_images(pred, target, data_range, mask)
     if window < 3 or window % 2 == 0:
         raise ValueError(f"window must be odd and at least 3, got {window}")
     if min(pred.shape[2:]) < window:
         raise ValueError(f"images must have at least {window} voxels along every axis, got {tuple(pred.shape[2:])}")
-    x, y = _double(pred), _double(target)
+    x, y = double(pred), double(target)
     mean_x, mean_y = _window_mean(x, window), _window_mean(y, window)
     samples = window ** (pred.ndim - 2)
     unbias = samples / (samples - 1)
@@ -135,7 +135,12 @@ def ssim(
     return _mean_over(luminance * structure, mask).to(torch.float32)
 
 
-def _check(pred: torch.Tensor, target: torch.Tensor, data_range: float, mask: torch.Tensor | None) -> None:
+def check_images(pred: torch.Tensor, target: torch.Tensor, data_range: float, mask: torch.Tensor | None) -> None:
+    """Refuse what no score takes.
+
+    Raises:
+        ValueError: when the shapes do not fit or `data_range` is not above 0.
+    """
     if pred.shape != target.shape or pred.ndim not in (4, 5):
         raise ValueError(
             f"pred and target must have one shape (B, C, *spatial) in 2D or 3D, got {tuple(pred.shape)} and "
@@ -157,8 +162,8 @@ def _mean_over(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return torch.where(mask, values, 0).flatten(1).sum(1) / mask.flatten(1).sum(1)
 
 
-def _double(image: torch.Tensor) -> torch.Tensor:
-    # variances are small differences of squares; Apple's GPUs have no double precision
+def double(image: torch.Tensor) -> torch.Tensor:
+    """In double precision, which small differences of large numbers need; Apple's GPUs have none."""
     return image.to(torch.float32 if image.device.type == "mps" else torch.float64)
 
 

@@ -74,6 +74,27 @@ def folded_fraction(ddf: torch.Tensor) -> torch.Tensor:
     return (jacobian_determinant(ddf) <= 0).flatten(1).float().mean(1)
 
 
+def points_inside(ddf: torch.Tensor) -> torch.Tensor:
+    """Tell where x + ddf(x) lies within the image, between the centres of its outermost voxels.
+
+    Args:
+        ddf: displacement field in voxels, (B, spatial_dims, *spatial).
+
+    Returns:
+        Boolean mask, (B, 1, *spatial).
+
+    Raises:
+        ValueError: when `ddf` is no displacement field.
+    """
+    _check_field(ddf)
+    inside = torch.ones_like(ddf[:, :1], dtype=torch.bool)
+    for axis, size in enumerate(ddf.shape[2:]):
+        position = torch.arange(size, device=ddf.device).view(-1, *(1,) * (ddf.ndim - 3 - axis))
+        point = ddf[:, axis : axis + 1] + position
+        inside = inside & (point >= 0) & (point <= size - 1)
+    return inside
+
+
 def _check_field(ddf: torch.Tensor) -> None:
     if ddf.ndim not in (4, 5) or ddf.shape[1] != ddf.ndim - 2:
         raise ValueError(f"ddf must have the shape (B, 2, H, W) or (B, 3, H, W, D), got {tuple(ddf.shape)}")

@@ -136,15 +136,18 @@ def test_with_monais_evaluator():
     }
 
 
-@pytest.mark.parametrize("score", ["psnr", "ssim", "nmae"])
+@pytest.mark.parametrize("score", ["psnr", "ssim", "nmae", "source_information", "high_frequency"])
 def test_updating_never_waits_for_the_device(score):
     metric = CaseMetric(score)
     image = torch.empty(2, 1, 16, 16, device="meta")
-    metric.update((image, image))
+    metric.update((image, image, image))
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="score must be a function or one of mae, nmae, psnr, ssim, got 'psrn'"):
+    with pytest.raises(
+        ValueError,
+        match=r"score must be a function or one of mae, .*, ssim, high_frequency, source_information, got 'psrn'",
+    ):
         CaseMetric("psrn")
     with pytest.raises(ValueError, match="data_range must be above 0, got 0"):
         CaseMetric("psnr", data_range=0)
@@ -169,7 +172,7 @@ def score_in_a_group(rank, port, path):
 def test_cases_of_other_processes_count(monkeypatch):
     outputs = make_outputs((4, 3, 1))
     other = CaseMetric("psnr")
-    other.update((outputs[2]["pred"], outputs[2]["label"]))
+    other.update((outputs[2]["pred"], outputs[2]["label"], outputs[2]["label"]))
     monkeypatch.setattr(
         "pipeline.metrics.ignite.evenly_divisible_all_gather", lambda rows: torch.cat([rows, *other._batches])
     )

@@ -1,0 +1,134 @@
+"""What similarity to the target misses: geometry that is not the source's, blur and noise; one value per case.
+
+Like the scores of `pipeline.metrics.image`, these take batches in 2D or 3D, return one value per image, stay on the
+device of their input, and never wait for it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from pipeline.metrics.image import check_images, double
+
+BINS = 32  # of intensity, over the whole data range
+HIGH_FREQUENCY = 0.25  # cycles per voxel, half of Nyquist's frequency
+EDGE = 4  # voxels over which a window rises from the border of the mask
+LEAST_CONTRAST = 1e-6  # of the data range: what varies by less is constant but for rounding
+
+
+def mutual_information(
+    pred: torch.Tensor,
+    source: torch.Tensor,
+    *,
+    data_range: float,
+    mask: torch.Tensor | None = None,
+    bins: int = BINS,
+) -> torch.Tensor:
+    """Mutual information of the intensities of two images, from their joint histogram.
+
+    A translation that keeps the source's geometry shares more with it than one that was shifted or bent. It is own code
+    since MONAI's `GlobalMutualInformationLoss` takes no mask and smooths its histogram, and the functions of
+    scikit-image and scikit-learn work on the host.
+
+    The histogram of N voxels gives too much, about (occupied bins of `pred` - 1) (those of `source` - 1) / 2N for
+    independent images: compare values only over one mask.
+
+    Args:
+        pred: (B, C, *spatial), intensities in [-data_range / 2, data_range / 2]; what lies outside takes the first or
+            last bin.
+        source: image of the same shape and range.
+        data_range: width of the range of intensities, 2 for [-1, 1].
+        mask: True where to compare, (B, C, *spatial) or (B, 1, *spatial); everywhere if None.
+        bins: number of equal bins across the range of each image.
+
+    Returns:
+        (B,) in nats, from 0 (independent) to the entropy of either image's histogram; nan where the mask is empty or
+        holds a nan.
+
+    Raises:
+        ValueError: when the shapes do not fit, `data_range` is not above 0 or `bins` is below 2.
+    """
+    check_images(pred, source, data_range, mask)
+    if bins < 2:
+        raise ValueError(f"bins must be at least 2, got {bins}")
+    counted = torch.ones_like(pred, dtype=torch.bool) if mask is None else mask.expand_as(pred)
+    joint = _bin(source, data_range, bins) * bins + _bin(pred, data_range, bins)
+    weights = double(counted.flatten(1))
+    # Not torch.bincount, which waits for the device to tell it the largest index.
+    count = weights.new_zeros(len(pred), bins * bins).scatter_add(1, joint.flatten(1), weights)
+    share = (count / weights.sum(1, keepdim=True)).view(-1, bins, bins)
+    separate = _entropy(share.sum(1)) + _entropy(share.sum(2))
+    unknown = ((pred.isnan() | source.isnan()) & counted).flatten(1).any(1)
+    return torch.where(unknown, math.nan, separate - _entropy(share.flatten(1))).to(torch.float32)
+
+
+def high_frequency_ratio(
+    pred: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    data_range: float,
+    mask: torch.Tensor | None = None,
+    cut: float = HIGH_FREQUENCY,
+) -> torch.Tensor:
+    """Share of fine detail in a prediction's power spectrum, divided by that in the target's.
+
+    The share is the power at radial frequencies above `cut`, divided by that at all frequencies but zero, so that
+    brightness and contrast have no say. The hard edge between patient and background would dominate the spectra of
+    both images. Therefore, with a mask, both are multiplied by one window that rises smoothly, within about `EDGE`
+    voxels, from 0 at the border of the mask to 1, after the mean under that window was taken away.
+
+    Args:
+        pred: (B, C, *spatial).
+        target: (B, C, *spatial).
+        data_range: width of the range of intensities, 2 for [-1, 1].
+        mask: True inside the patient, (B, C, *spatial) or (B, 1, *spatial). If None, the whole image as it is.
+        cut: frequency in cycles per voxel, in (0, 0.5).
+
+    Returns:
+        (B,): 1 is ideal, below 1 the prediction is blurred, above 1 it has noise or artefacts. nan where either image
+        is constant (or the target has nothing above `cut`), and where the mask is empty or nowhere wide enough for the
+        window.
+
+    Raises:
+        ValueError: when the shapes do not fit, `data_range` is not above 0 or `cut` is out of range.
+    """
+    check_images(pred, target, data_range, mask)
+    if not 0 < cut < 0.5:
+        raise ValueError(f"cut must lie between 0 and 0.5 cycles per voxel, got {cut}")
+    window = torch.ones_like(target) if mask is None else _window(mask.expand_as(target))
+    shares = [_high_share(image, double(window), data_range, cut) for image in (pred, target)]
+    ratio = shares[0] / shares[1]
+    return torch.where(shares[1] > 0, ratio, math.nan).to(torch.float32)
+
+
+def _bin(image: torch.Tensor, data_range: float, bins: int) -> torch.Tensor:
+    position = (image / data_range + 0.5) * bins
+    return position.nan_to_num().clamp(0, bins - 1).long()
+
+
+def _entropy(share: torch.Tensor) -> torch.Tensor:
+    return torch.special.entr(share).sum(1)
+
+
+def _window(mask: torch.Tensor) -> torch.Tensor:
+    """0 outside the mask and at its border, 1 at a depth of `EDGE` voxels, smooth in between."""
+    pool = F.avg_pool2d if mask.ndim == 4 else F.avg_pool3d
+    filled = pool(mask.float(), 2 * EDGE + 1, stride=1, padding=EDGE)  # outside the image there is no patient
+    depth = (2 * filled - 1).clamp(min=0)  # half of a cube around the border's voxels lies within
+    return torch.where(mask, torch.sin(depth * (math.pi / 2)).square(), 0.0)
+
+
+def _high_share(image: torch.Tensor, window: torch.Tensor, data_range: float, cut: float) -> torch.Tensor:
+    axes = tuple(range(2, image.ndim))
+    image = torch.where(window > 0, double(image), 0.0)  # what lies outside has no say, be it infinite
+    mean = (window * image).sum(axes, keepdim=True) / window.sum(axes, keepdim=True)
+    deviation = window * (image - mean)
+    power = torch.fft.fftn(deviation, dim=axes).abs().square()
+    frequencies = [torch.fft.fftfreq(size, device=image.device) for size in image.shape[2:]]
+    radius = torch.stack(torch.meshgrid(*frequencies, indexing="ij")).square().sum(0).sqrt()
+    share = torch.where(radius > cut, power, 0.0).flatten(1).sum(1) / power.flatten(1).sum(1)
+    variance = deviation.square().flatten(1).sum(1) / window.square().flatten(1).sum(1)
+    return torch.where(variance <= (LEAST_CONTRAST * data_range) ** 2, math.nan, share)
