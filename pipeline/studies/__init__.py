@@ -1,0 +1,1 @@
+"""Many runs of the bundle, compared: statistics over patients and seeds, figures and a report."""
