@@ -26,7 +26,7 @@ FLOORS = [
     {"pipeline.translators"},
     {"pipeline.engines", "pipeline.handlers", "pipeline.inference"},
     {"pipeline.bundle", "pipeline.methods"},
-    {"pipeline.packaging"},
+    {"pipeline.packaging", "pipeline.studies"},
     {"pipeline.label_app"},
 ]
 

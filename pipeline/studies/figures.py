@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def _scale(shown: pd.DataFrame) -> _Scale:
     affine, other = levels.get("affine", []), levels.get("nonaffine", [])
     places = {("affine", level): level for level in affine}
     labels = {level: f"{level:g}" for level in affine}
-    step = min((after - before for before, after in zip(affine, affine[1:], strict=False)), default=1.0)
+    step = min((after - before for before, after in pairwise(affine)), default=1.0)
     start = affine[-1] + 1.3 * step if affine else 0.0
     for index, level in enumerate(other):
         place = start + 1.3 * index * step

@@ -65,11 +65,11 @@ class CellSamples:
                 arrays = {name: file[name] for name in ("image", "label", "pred", "case", "slice", "psnr")}
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{self.path} holds no samples that can be shown: {error}") from error
-        count, shape = len(arrays["case"]), arrays["image"].shape
+        shape = arrays["image"].shape
         for name, array in arrays.items():
-            expected = shape if array.ndim == 3 else (count,)
-            if array.shape != expected or len(array) != count:
-                raise ValueError(f"{self.path}: {name} has shape {array.shape}, expected {expected} of {count} slices")
+            expected = shape if name in ("image", "label", "pred") else shape[:1]
+            if len(shape) != 3 or array.shape != expected:
+                raise ValueError(f"{self.path}: {name} has shape {array.shape}, expected {expected}, image (N, X, Y)")
         images = zip(arrays["image"], arrays["label"], arrays["pred"], arrays["psnr"], strict=True)
         keys = zip(arrays["case"], arrays["slice"], strict=True)
         return {
@@ -126,6 +126,7 @@ def draw_gallery(
 
 def draw_levels(
     cells: Mapping[str, Mapping[str, Mapping[Slice, Translation]]],
+    levels: Sequence[str],
     key: Slice,
     path: str | Path,
     title: str = "",
@@ -136,6 +137,7 @@ def draw_levels(
 
     Args:
         cells: by method and then by the level's title; a method may lack levels, and a level the slice.
+        levels: titles of the levels, in the order of the columns.
         key: the slice; at least one cell has it.
         path: the picture's file; replaced in one go.
         title: what stands on top.
@@ -143,12 +145,11 @@ def draw_levels(
         target: title of the second.
     """
     found = {
-        method: {level: samples[key] for level, samples in levels.items() if key in samples}
-        for method, levels in cells.items()
+        method: {level: samples[key] for level, samples in known.items() if key in samples}
+        for method, known in cells.items()
     }
-    items = [item for levels in found.values() for item in levels.values()]
+    items = [item for known in found.values() for item in known.values()]
     box = _box(items)
-    levels = list(dict.fromkeys(level for columns in cells.values() for level in columns))
     rows = []
     for method, known in found.items():
         panels = [Panel("image", items[0].source[box]), Panel("image", items[0].target[box])]

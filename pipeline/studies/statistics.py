@@ -78,7 +78,10 @@ def unit_values(results: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: see ``check_results``.
     """
+    if results.empty:
+        return pd.DataFrame(columns=list(KEYS))
     check_results(results)
+    results = results.astype(dict.fromkeys(("method", "noise_kind", "dataset", "case"), str))
     names = [metric.name for metric in metrics_of(results)]
     finite = results[[*KEYS, *names]].replace([np.inf, -np.inf], np.nan)
     units = finite.groupby(list(KEYS), as_index=False, sort=True)[names].mean()
@@ -87,7 +90,9 @@ def unit_values(results: pd.DataFrame) -> pd.DataFrame:
 
 def left_out(results: pd.DataFrame) -> list[str]:
     """One sentence per method and metric of which some values are not finite though others are."""
-    notes = []
+    notes: list[str] = []
+    if results.empty:
+        return notes
     for metric in metrics_of(results):
         for method, values in results.groupby("method", sort=False)[metric.name]:
             infinite, undefined = int(np.isinf(values).sum()), int(values.isna().sum())
