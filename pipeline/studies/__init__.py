@@ -1,1 +1,1 @@
-"""Many runs of the bundle, compared."""
+"""Many runs of the bundle, compared: what each method does, learns, and makes of misaligned pairs."""

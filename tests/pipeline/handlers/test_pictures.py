@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.quiver import Quiver
 
-from pipeline.handlers import drawing
+from pipeline.handlers import panels
 from pipeline.handlers.drawing import Sample, draw_translation
 from pipeline.handlers.pictures import EvaluationPictures, PictureHandler, evenly_spread
 from transforms.deformation import RandDeformationNoised
@@ -25,7 +25,7 @@ SIZE = 32
 @pytest.fixture(autouse=True)
 def _coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Writing the files is most of the time."""
-    monkeypatch.setattr(drawing, "DPI", 40)
+    monkeypatch.setattr(panels, "DPI", 40)
 
 
 @pytest.fixture

@@ -1,0 +1,198 @@
+"""One cell of a study: a training and its evaluation, in a process of its own.
+
+``python -m pipeline.studies.cells FOLDER PARENT`` does what ``FOLDER/cell.json`` says, while the process PARENT lives.
+A cell that was stopped goes on from its last checkpoint, and ends with the very numbers of one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ignite.engine import Engine, Events
+
+from pipeline.bundle import bundle_dir, first_cause
+from pipeline.files import ProcessLock, replacing
+from pipeline.handlers.checkpoint import LAST
+from pipeline.handlers.provenance import git_state
+
+CELL_FILE, DONE_FILE, PROGRESS_FILE, ERROR_FILE, LOG_FILE = "cell.json", "done.json", "progress", "error.txt", "log.txt"
+LOCK_FILE = ".cell.lock"
+CASES = Path("evaluation", "cases.csv")
+SAMPLES = Path("evaluation", "samples.npz")
+PROGRESS_INTERVAL = 1.0  # seconds
+# How long a cell waits for the process of a killed study that still holds its folder; that one ends at its next step.
+PATIENCE = 120.0
+EVALUATION_SHARE = 0.03  # of a cell's time, roughly
+
+
+def run_cell(folder: Path, parent: int | None = None) -> None:
+    """Train what is left to train, evaluate, and say that it is done.
+
+    Args:
+        folder: of the cell; its ``cell.json`` holds ``chain``, the configs to train with, ``settings`` for all of them,
+            ``run``, further settings of this training and evaluation alone, and ``split``.
+        parent: id of the process that this one shall not outlive.
+
+    Raises:
+        TimeoutError: if another process does not let go of the folder.
+        Exception: whatever the bundle raises.
+    """
+    cell = json.loads((folder / CELL_FILE).read_text(encoding="utf-8"))
+    with ProcessLock(folder / LOCK_FILE).waiting(PATIENCE):
+        if is_finished(folder):
+            return
+        (folder / ERROR_FILE).unlink(missing_ok=True)
+        watch_parent(parent)
+        progress = Progress(folder)
+        settings = {**cell["settings"], **cell["run"], "output_dir": str(folder)}
+        steps = train(cell["chain"], settings, folder, progress)
+        evaluate(cell["chain"], settings, folder, cell["split"])
+        progress.write(1.0)
+        state = git_state(Path(__file__).resolve())
+        done = {
+            "steps": steps,
+            "seconds": round(progress.seconds, 1),
+            "commit": None if state is None else state[0],
+            "changed": None if state is None else state[1],
+        }
+        with replacing(folder / DONE_FILE) as path:
+            path.write_text(json.dumps(done) + "\n", encoding="utf-8")
+
+
+def train(chain: Sequence[str], settings: Mapping[str, Any], folder: Path, progress: Progress) -> int:
+    """Train, from the last checkpoint where there is one; returns the number of steps."""
+    from monai.bundle import ConfigWorkflow  # takes seconds: not for those who only read results
+
+    workflow = ConfigWorkflow(
+        config_paths(chain),
+        workflow_type="train",
+        logging_file=False,
+        **settings,
+        resume=(folder / "checkpoints" / LAST).is_file(),
+    )
+    workflow.initialize()
+    trainer: Engine = workflow.parser.get_parsed_content("train#trainer")
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, progress)
+    workflow.run()
+    workflow.finalize()
+    progress.write(1 - EVALUATION_SHARE)
+    return int(trainer.state.iteration)
+
+
+def evaluate(chain: Sequence[str], settings: Mapping[str, Any], folder: Path, split: str) -> None:
+    """Score the last checkpoint on aligned pairs; the best one would have been chosen by looking at others."""
+    from monai.bundle import run
+
+    run(
+        run_id="run",
+        config_file=config_paths([*chain, "evaluate.json"]),
+        logging_file=False,
+        **settings,
+        split=split,
+        checkpoint=str(folder / "checkpoints" / LAST),
+    )
+
+
+def config_paths(chain: Sequence[str]) -> list[str]:
+    """Full paths of the bundle's configs; a path that is full already stays."""
+    return [str(bundle_dir() / "configs" / name) for name in chain]
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the cell of a folder is trained and evaluated."""
+    return (folder / DONE_FILE).is_file()
+
+
+def read_done(folder: Path) -> dict[str, Any]:
+    """What a finished cell says of its run: ``steps``, ``seconds`` in all its processes, ``commit``, ``changed``."""
+    return json.loads((folder / DONE_FILE).read_text(encoding="utf-8"))
+
+
+def read_cases(folder: Path) -> pd.DataFrame:
+    """The scores of a finished cell, one row per slice, with the cell's coordinates in front.
+
+    Returns:
+        Columns ``method``, ``noise_level``, ``noise_kind``, ``seed``, ``dataset``, ``case``, ``slice``, and one per
+        metric.
+    """
+    cell = json.loads((folder / CELL_FILE).read_text(encoding="utf-8"))["cell"]
+    cases = pd.read_csv(folder / CASES, dtype={"case": str})
+    for place, (name, value) in enumerate(cell.items()):
+        cases.insert(place, name, value)
+    return cases
+
+
+class Progress:
+    """Writes how far a cell is into a file, now and then; goes on where an earlier process stopped.
+
+    Args:
+        folder: of the cell.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._before = read_progress(folder)[1]
+        self._start = self._last = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent on the cell, by this process and those before it."""
+        return self._before + time.monotonic() - self._start
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the share of the iterations that are done, at most once a second."""
+        if time.monotonic() - self._last >= PROGRESS_INTERVAL:
+            total = engine.state.max_epochs * engine.state.epoch_length
+            self.write((1 - EVALUATION_SHARE) * engine.state.iteration / total)
+
+    def write(self, share: float) -> None:
+        """Write a share of all the work, and the seconds spent on it."""
+        self._last = time.monotonic()
+        with replacing(self.folder / PROGRESS_FILE) as path:
+            path.write_text(f"{share:.4f} {self.seconds:.1f}\n", encoding="utf-8")
+
+
+def read_progress(folder: Path) -> tuple[float, float]:
+    """Share of a cell's work that is done, and the seconds spent on it; zeros where it has not begun."""
+    try:
+        share, seconds = (folder / PROGRESS_FILE).read_text(encoding="utf-8").split()
+        return float(share), float(seconds)
+    except (OSError, ValueError):
+        return 0.0, 0.0
+
+
+def watch_parent(parent: int | None) -> None:
+    """End this process soon after that parent: who kills a study does not expect its cells to go on."""
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PROGRESS_INTERVAL)
+        os._exit(1)  # like a kill: the checkpoint on the disk is what the next process goes on from
+
+    threading.Thread(target=watch, daemon=True, name="watch parent").start()
+
+
+def main(folder: str, parent: str) -> int:
+    """Run the cell of that folder for the process of that id."""
+    try:
+        run_cell(Path(folder), int(parent))
+    except Exception as error:
+        cause = first_cause(error)
+        with replacing(Path(folder) / ERROR_FILE) as path:
+            path.write_text(f"{type(cause).__name__}: {cause}\n", encoding="utf-8")
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
