@@ -33,6 +33,16 @@ class Method:
     overlays: tuple[str, ...]
 
     @property
+    def training(self) -> tuple[str, ...]:
+        """The chain of configs to train with."""
+        return ("train.json", *self.overlays)
+
+    @property
+    def inference(self) -> tuple[str, ...]:
+        """The chain of configs to translate with."""
+        return ("inference.json", *self.inference_overlays)
+
+    @property
     def inference_overlays(self) -> tuple[str, ...]:
         """Config files to stack over inference.json: those of the backbone; the mode makes no difference there."""
         return _backbone_overlays(self.backbone)

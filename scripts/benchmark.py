@@ -4,23 +4,19 @@ Everything is measured side by side in one run, in turns, and reported as a rati
 schedule is the one of the RegGAN authors' code, built from the same networks: the generator runs again for the
 discriminator's step, and the discriminator's gradients are also computed in the generator's.
 
-With --methods, the methods of the paper are measured instead, each against RegGAN; the paper's networks take images of
-256x256 and more, which is slow without a GPU.
+method_cost.py measures the steps of all the paper's methods.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import io
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,23 +27,19 @@ from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset, set_track_meta
 from monai.transforms import RandAffined
 
-from pipeline.bundle import check_image_size, project_dir
+from pipeline.bundle import project_dir
 from pipeline.data import ensure_phantom
-from pipeline.engines import PrepareBatch, TranslationTrainer
-from pipeline.handlers.tables import markdown_table
+from pipeline.engines import PrepareBatch
 from pipeline.inference import Exporter, find_volumes
-from pipeline.methods import METHODS
 from pipeline.networks import PatchDiscriminator, RegistrationNet, ResNetGenerator
-from pipeline.translators import CycleGANTranslator, Translator
+from pipeline.studies.timing import Work, in_turns, optimizers, peak_memory, random_pair, timed, training_step
+from pipeline.translators import CycleGANTranslator
 from transforms import RandDeformationNoised
 
-CONFIGS = Path(__file__).resolve().parent.parent / "bundles" / "reggan" / "configs"
-CONFIG = CONFIGS / "train.json"
+CONFIG = Path(__file__).resolve().parent.parent / "bundles" / "reggan" / "configs" / "train.json"
 INFERENCE = CONFIG.with_name("inference.json")
 WEIGHTS = {"adversarial": 1.0, "correction": 20.0, "smoothness": 10.0}
 SCHEDULES = ("ours", "plain")
-REFERENCE = "reggan"
-Weights = Mapping[str, float]
 
 
 def main() -> None:
@@ -58,32 +50,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each schedule (default: 8)")
     parser.add_argument("--iterations", type=int, default=100, help="iterations of each timed pass (default: 100)")
     parser.add_argument("--rounds", type=int, default=7, help="timed passes of the loop (default: 7)")
-    parser.add_argument(
-        "--methods",
-        nargs="*",
-        choices=METHODS,
-        metavar="NAME",
-        help=f"measure these methods, all 17 without a name, against {REFERENCE}",
-    )
-    parser.add_argument(
-        "--network-size", choices=("paper", "small"), default="paper", help="with --methods (default: paper)"
-    )
-    parser.add_argument(  # what the child processes run
-        "--peak-memory", choices=(*SCHEDULES, *METHODS), help=argparse.SUPPRESS
-    )
     args = parser.parse_args()
     device = torch.device(args.device)
-    if args.peak_memory:
-        print(peak_memory(args.peak_memory, args.size, device, args.network_size))
-        return
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"Machine: {name}, {platform.machine()}; Python {platform.python_version()}, torch {torch.__version__}\n")
-    if args.methods is not None:
-        try:
-            report_methods(args.methods or list(METHODS), args.size, args.steps, device, args.network_size)
-        except ValueError as error:
-            parser.error(f"--size {args.size}: {error}")
-        return
     step = report_step(args.size, args.steps, device)
     report_loop(args.iterations, args.rounds, device)
     report_data(args.size, step, device)
@@ -92,24 +62,16 @@ def main() -> None:
         report_onnx(args.rounds)
 
 
-def make_step(work: str, size: int, device: torch.device, network_size: str = "paper") -> Callable[[], Any]:
-    """One training step on a fixed pair: of a method, or of the paper's RegGAN in one of the schedules."""
+def make_step(schedule: str, size: int, device: torch.device) -> Work:
+    """One training step of the paper's RegGAN on a fixed pair, in one of the schedules."""
     torch.manual_seed(0)
-    weights: Weights = WEIGHTS
-    if work in SCHEDULES:
-        translator: Any = CycleGANTranslator(
-            WEIGHTS, generator=ResNetGenerator, discriminator=PatchDiscriminator, registration=RegistrationNet
-        )
-    else:
-        translator, weights = make_translator(work, network_size)
-    translator.to(device)
-    settings: dict[str, Any] = {"lr": 1e-4, "betas": (0.5, 0.999), "weight_decay": 1e-4}
-    g = torch.optim.Adam(translator.generator_parameters(), **settings)
-    d = torch.optim.Adam(translator.discriminator_parameters(), **settings)
-    batch = {name: torch.rand(1, 1, size, size, device=device) * 2 - 1 for name in ("image", "label")}
-    if work != "plain":
-        trainer = TranslationTrainer(device, 1, [batch], translator, g, d, weights)
-        return lambda: trainer._iteration(trainer, batch)
+    translator: Any = CycleGANTranslator(
+        WEIGHTS, generator=ResNetGenerator, discriminator=PatchDiscriminator, registration=RegistrationNet
+    ).to(device)
+    batch = random_pair(size, device)
+    if schedule == "ours":
+        return training_step(translator, WEIGHTS, batch)
+    g, d = optimizers(translator)
 
     def plain() -> None:
         g.zero_grad()
@@ -124,34 +86,6 @@ def make_step(work: str, size: int, device: torch.device, network_size: str = "p
         d.step()
 
     return plain
-
-
-def make_translator(method: str, network_size: str) -> tuple[Translator, Weights]:
-    """A method's translator, out of its chain of configs, and its loss weights."""
-    parser = ConfigParser()
-    parser.read_config([str(CONFIGS / name) for name in ("train.json", *METHODS[method].overlays)])
-    parser.update({"network_size": network_size})
-    return parser.get_parsed_content("network_def"), parser.get_parsed_content("weights")
-
-
-def timed(work: Callable[[], Any], device: torch.device) -> float:
-    """Seconds that the work takes, the device's queue included."""
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
-def in_turns(works: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Time each work once per round, after one round to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for round_ in range(rounds + 1):
-        for name, work in works.items():
-            seconds = timed(work, device)
-            if round_:
-                times[name].append(seconds)
-    return times
 
 
 def report_step(size: int, steps: int, device: torch.device) -> float:
@@ -268,42 +202,9 @@ def report_data(size: int, step: float, device: torch.device) -> None:
     print(f"    cost against the per-sample affine: {rates['per-sample affine'] / rates['ours']:.2f}\n")
 
 
-def peak_memory(work: str, size: int, device: torch.device, network_size: str = "paper") -> float:
-    """Peak memory of a few steps in MiB: of the GPU, or what this process took beyond what it had."""
-    before = resident_peak()
-    step = make_step(work, size, device, network_size)
-    for _ in range(3):
-        step()
-    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else resident_peak() - before
-
-
-def resident_peak() -> float:
-    """Most memory that this process ever held, in MiB."""
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux hands getrusage's figure on from parent to child
-        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
-        return float(line.split()[1]) / 2**10
-    import resource  # not on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def peak_memories(
-    works: Sequence[str], size: int, device: torch.device, network_size: str = "paper"
-) -> dict[str, float]:
-    """Peak memory in MiB of a step of each, measured in a process of its own."""
-    command = [sys.executable, __file__, "--device", str(device), "--size", str(size)]
-    command += ["--network-size", network_size, "--peak-memory"]
-    peaks = {}
-    for work in works:
-        result = subprocess.run([*command, work], capture_output=True, text=True, check=True)
-        peaks[work] = float(result.stdout.split()[-1])
-    return peaks
-
-
 def report_memory(size: int, device: torch.device) -> None:
     """(d) Peak memory of a step, each schedule in a process of its own."""
-    peaks = peak_memories(SCHEDULES, size, device)
+    peaks = {name: peak_memory(make_step, name, size, device, device=device) for name in SCHEDULES}
     print(f"(d) Peak memory of a step at {size}x{size}: {peaks['ours']:.0f} MiB, plain {peaks['plain']:.0f} MiB,")
     print(f"    ratio {peaks['ours'] / peaks['plain']:.2f}")
 
@@ -363,48 +264,6 @@ def onnx_version() -> str:
     import onnxruntime  # an extra, that the other parts do without
 
     return onnxruntime.__version__
-
-
-def report_methods(names: Sequence[str], size: int, steps: int, device: torch.device, network_size: str) -> None:
-    """(f) What each method builds, and what its step costs in time and memory against that of RegGAN.
-
-    Each is timed in turns with RegGAN, two at a time, since not all fit into the memory together.
-    """
-    counts = {}
-    for name in dict.fromkeys([REFERENCE, *names]):
-        translator = make_translator(name, network_size)[0]
-        check_image_size((size, size), translator)
-        counts[name] = count_parameters(translator)
-    peaks = peak_memories(list(counts), size, device, network_size)
-    rows = [["method", "networks", "parameters of G", "of D", "of R", "step", "step / RegGAN", "memory / RegGAN"]]
-    for name in names:
-        times = in_turns(
-            {work: make_step(work, size, device, network_size) for work in (name, REFERENCE)}, steps, device
-        )
-        gc.collect()  # trainers refer to themselves
-        pairs = zip(times[name], times[REFERENCE], strict=True)
-        ratio = 1.0 if name == REFERENCE else statistics.median(a / b for a, b in pairs)
-        networks, *numbers = counts[name]
-        milliseconds = 1e3 * statistics.median(times[name])
-        memory = peaks[name] / peaks[REFERENCE]
-        cells = [f"{milliseconds:.0f} ms", f"{ratio:.2f}", f"{memory:.2f}"]
-        rows.append([name, ", ".join(networks), *(f"{number:,}" for number in numbers), *cells])
-    print(f"(f) Methods, {network_size} networks at {size}x{size}, batch 1, median of {steps} pairs of steps.")
-    print(f"    Peak memory of RegGAN: {peaks[REFERENCE]:.0f} MiB\n")
-    print(markdown_table(rows))
-
-
-def count_parameters(translator: Translator) -> tuple[list[str], int, int, int]:
-    """Names of a translator's networks, and the parameters of generator's side, discriminator's side, registration."""
-    networks = [name for name, part in translator.named_children() if any(True for _ in part.parameters())]
-    registration = translator.registration
-    sides = (
-        translator.generator_parameters(),
-        translator.discriminator_parameters(),
-        () if registration is None else registration.parameters(),
-    )
-    generator, judging, registering = (sum(parameter.numel() for parameter in side) for side in sides)
-    return networks, generator - registering, judging, registering
 
 
 if __name__ == "__main__":

@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from monai.networks.layers import Conv, Norm
 from torch import Tensor, nn
 
-from pipeline.networks.blocks import ResidualBlock, check_images, crop, reflect_conv
+from pipeline.networks.blocks import (
+    ResidualBlock,
+    check_counts,
+    check_images,
+    check_spatial_dims,
+    crop,
+    reflect_conv,
+)
 
 STEM_KERNEL = 7
 
@@ -30,8 +37,20 @@ def halving_conv(spatial_dims: int, in_channels: int, out_channels: int) -> nn.M
     )
 
 
-def check_parts(owner: str, parts: Collection[str], known: Sequence[str]) -> None:
-    """Raise ValueError unless `parts` are some of the `known` parts of the network `owner`."""
+def check_autoencoder(
+    owner: str, spatial_dims: int, parts: Collection[str], known: Sequence[str], **counts: int
+) -> None:
+    """Raise ValueError unless the arguments of the autoencoder `owner` are in their ranges.
+
+    Args:
+        owner: its name, for the message.
+        spatial_dims: 2 or 3.
+        parts: which of its parts to build, at least one.
+        known: all its parts.
+        counts: its other arguments, whole numbers of at least 1.
+    """
+    check_spatial_dims(spatial_dims)
+    check_counts(**counts)
     if isinstance(parts, str) or not parts or not set(parts) <= set(known):
         raise ValueError(f"parts of {owner} must be some of {list(known)}, got {parts!r}")
 

@@ -8,13 +8,13 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.networks.blocks import check_counts, check_images, check_spatial_dims, reflect_conv
+from pipeline.networks.blocks import check_images, reflect_conv
 from pipeline.networks.content_blocks import (
     STEM_KERNEL,
     ContentEncoder,
     ImageDecoder,
     built,
-    check_parts,
+    check_autoencoder,
     halving_conv,
 )
 
@@ -63,8 +63,11 @@ class MUNITGenerator(nn.Module):
         parts: Collection[str] = PARTS,
     ) -> None:
         super().__init__()
-        check_spatial_dims(spatial_dims)
-        check_counts(
+        check_autoencoder(
+            type(self).__name__,
+            spatial_dims,
+            parts,
+            PARTS,
             channels=channels,
             filters=filters,
             downsamplings=downsamplings,
@@ -73,7 +76,6 @@ class MUNITGenerator(nn.Module):
             style_downsamplings=style_downsamplings,
             mlp_width=mlp_width,
         )
-        check_parts(type(self).__name__, parts, PARTS)
         self.content_encoder: ContentEncoder | None = None
         self.style_encoder: StyleEncoder | None = None
         self.decoder: StyledDecoder | None = None

@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 
 from torch import Tensor, nn
 
-from pipeline.networks.blocks import ResidualBlock, check_counts, check_spatial_dims
-from pipeline.networks.content_blocks import ContentEncoder, ImageDecoder, built, check_parts
+from pipeline.networks.blocks import ResidualBlock
+from pipeline.networks.content_blocks import ContentEncoder, ImageDecoder, built, check_autoencoder
 
 PARTS = ("encoder", "decoder")
 
@@ -48,9 +48,16 @@ class UNITGenerator(nn.Module):
         parts: Collection[str] = PARTS,
     ) -> None:
         super().__init__()
-        check_spatial_dims(spatial_dims)
-        check_counts(channels=channels, filters=filters, downsamplings=downsamplings, residual_blocks=residual_blocks)
-        check_parts(type(self).__name__, parts, PARTS)
+        check_autoencoder(
+            type(self).__name__,
+            spatial_dims,
+            parts,
+            PARTS,
+            channels=channels,
+            filters=filters,
+            downsamplings=downsamplings,
+            residual_blocks=residual_blocks,
+        )
         self.encoder: ContentEncoder | None = None
         self.decoder: LatentDecoder | None = None
         if "encoder" in parts:

@@ -34,26 +34,28 @@ CLASSES = {
     "nicegan": "NICETranslator",
 }
 STEPS_PER_EPOCH = 6
-MODE_TERMS = {
-    "nc": {"adversarial"},
-    "nc+r": {"adversarial", "correction", "smoothness"},
-    "c": {"adversarial", "cycle"},
-    "c+r": {"adversarial", "cycle", "correction", "smoothness"},
+# The paper's weights.
+CORRECTION = {"correction": 20, "smoothness": 10}
+MODE_WEIGHTS = {
+    "nc": {"adversarial": 1},
+    "nc+r": {"adversarial": 1} | CORRECTION,
+    "c": {"adversarial": 1, "cycle": 10},
+    "c+r": {"adversarial": 1, "cycle": 10} | CORRECTION,
 }
-OWN_TERMS = {
-    "cyclegan": set(),
-    "unit": {"reconstruction", "kl"},
-    "munit": {"reconstruction", "content", "style"},
-    "nicegan": set(),
+OWN_WEIGHTS = {
+    "cyclegan": {},
+    "unit": {"reconstruction": 10, "kl": 0.01},
+    "munit": {"reconstruction": 10, "content": 1, "style": 1},
+    "nicegan": {},
 }
 
 
-def expected_terms(name):
+def expected_weights(name):
     if name == "pix2pix":
-        return {"conditional_adversarial", "pixel"}
+        return {"conditional_adversarial": 1, "pixel": 100}
     mode = {"reggan": "nc+r", "cyclegan": "c"}.get(name) or name.split("-")[1]
-    identity = METHODS[name].backbone == "nicegan" and "cycle" in MODE_TERMS[mode]
-    return MODE_TERMS[mode] | OWN_TERMS[METHODS[name].backbone] | ({"identity"} if identity else set())
+    identity = METHODS[name].backbone == "nicegan" and "cycle" in MODE_WEIGHTS[mode]
+    return MODE_WEIGHTS[mode] | OWN_WEIGHTS[METHODS[name].backbone] | ({"identity": 10} if identity else {})
 
 
 def read_configs(*chain, **settings):
@@ -103,7 +105,7 @@ def test_a_method_trains_resumes_evaluates_and_translates(
     for entry in parts.keys() - {"random"}:
         assert_same(parts[entry], whole[entry])
     assert torch.equal(parts["random"]["torch"], whole["random"]["torch"])
-    terms = ", ".join(sorted(expected_terms(name)))
+    terms = ", ".join(sorted(expected_weights(name)))
     assert decode_signature(parts["network"]["_extra_state"]) == f"{CLASSES[method.backbone]}({terms})"
 
     run_config(*chain, "evaluate.json", **tiny)
@@ -122,13 +124,13 @@ def test_a_method_trains_resumes_evaluates_and_translates(
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_chain_knows_its_name(name):
+def test_a_chain_knows_its_name_and_has_the_weights_of_the_paper(name):
     parser = read_configs("train.json", *METHODS[name].overlays)
     assert parser.get_parsed_content("method") == name
     assert parser.get_parsed_content("run_name") == name
     assert parser.get_parsed_content("output_dir").endswith(name)
     weights = parser.get_parsed_content("weights")
-    assert {term for term, weight in weights.items() if weight} == expected_terms(name)
+    assert {term: weight for term, weight in weights.items() if weight} == expected_weights(name)
 
 
 def resolved(chain):

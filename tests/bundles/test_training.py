@@ -19,6 +19,9 @@ from pipeline.handlers import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULTS = json.loads((ROOT / "bundles" / "reggan" / "configs" / "train.json").read_text())
+HEEDING_CTRL_C = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+)
 TINY_NETWORKS = {"network_def#generator#filters": 4, "network_def#generator#residual_blocks": 1}
 
 
@@ -171,6 +174,8 @@ def test_ctrl_c_is_recorded_as_killed(dataset_dir, tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     command = command_line(dataset_dir, tmp_path / "run", "--max_epochs", "10000", "--tracking_uri", store)
+    # A shell starts what runs in the background with Ctrl-C ignored, and children inherit that.
+    command = [command[0], "-c", HEEDING_CTRL_C, *command]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     last = tmp_path / "run" / "checkpoints" / "last.pt"
     deadline = time.monotonic() + 240

@@ -13,10 +13,11 @@ def test_configs_are_found():
     assert all(Path(path).is_file() for path in config_paths(["train.json", "evaluate.json"]))
 
 
-def test_a_store_is_made_without_a_word(tmp_path, capfd):
+def test_a_store_is_made_once_and_ready(tmp_path):
     uri = prepare_store(tmp_path / "mlflow.db")
-    assert uri == prepare_store(tmp_path / "mlflow.db")
-    assert capfd.readouterr() == ("", "")
+    made = (tmp_path / "mlflow.db").read_bytes()
+    assert uri == prepare_store(tmp_path / "mlflow.db") == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert (tmp_path / "mlflow.db").read_bytes() == made
     assert [experiment.name for experiment in MlflowClient(uri).search_experiments()] == ["Default"]
 
 

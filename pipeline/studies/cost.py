@@ -1,0 +1,85 @@
+"""What each method builds, and what its training step costs in time and memory against RegGAN's."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from collections.abc import Mapping, Sequence
+
+import torch
+from monai.bundle import ConfigParser
+
+from pipeline.bundle import check_image_size
+from pipeline.handlers.tables import markdown_table
+from pipeline.methods import METHODS
+from pipeline.studies.runs import config_paths
+from pipeline.studies.timing import Work, in_turns, peak_memory, random_pair, training_step
+from pipeline.translators import Translator
+
+REFERENCE = "reggan"
+
+
+def report_cost(names: Sequence[str], size: int, steps: int, device: torch.device, network_size: str) -> None:
+    """Measure the methods and print a table of them.
+
+    Each is timed in turns with RegGAN, two at a time, since not all fit into the memory together.
+
+    Args:
+        names: of the methods.
+        size: of the images in pixels, along both axes.
+        steps: timed pairs of steps, one of the method, one of RegGAN.
+        device: to measure on.
+        network_size: of the configs, "small" or "paper".
+
+    Raises:
+        ValueError: if the images are too small for a method's networks.
+    """
+    counts = {}
+    for name in dict.fromkeys([REFERENCE, *names]):
+        translator = make_translator(name, network_size)[0]
+        check_image_size((size, size), translator)
+        counts[name] = count_parameters(translator)
+    peaks = {name: peak_memory(method_step, name, size, device, network_size, device=device) for name in counts}
+    rows = [["method", "networks", "parameters of G", "of D", "of R", "step", "step / RegGAN", "memory / RegGAN"]]
+    for name in names:
+        works = {work: method_step(work, size, device, network_size) for work in (name, REFERENCE)}
+        times = in_turns(works, steps, device)
+        del works
+        gc.collect()  # trainers refer to themselves
+        pairs = zip(times[name], times[REFERENCE], strict=True)
+        ratio = 1.0 if name == REFERENCE else statistics.median(a / b for a, b in pairs)
+        networks, *numbers = counts[name]
+        milliseconds = 1e3 * statistics.median(times[name])
+        cells = [f"{milliseconds:.0f} ms", f"{ratio:.2f}", f"{peaks[name] / peaks[REFERENCE]:.2f}"]
+        rows.append([name, ", ".join(networks), *(f"{number:,}" for number in numbers), *cells])
+    print(f"Methods, {network_size} networks at {size}x{size}, batch 1, median of {steps} pairs of steps.")
+    print(f"Peak memory of RegGAN: {peaks[REFERENCE]:.0f} MiB\n")
+    print(markdown_table(rows))
+
+
+def method_step(method: str, size: int, device: torch.device, network_size: str) -> Work:
+    """A method's training step on a fixed pair of noise."""
+    torch.manual_seed(0)
+    translator, weights = make_translator(method, network_size)
+    return training_step(translator.to(device), weights, random_pair(size, device))
+
+
+def make_translator(method: str, network_size: str) -> tuple[Translator, Mapping[str, float]]:
+    """A method's translator, out of its chain of configs, and its loss weights."""
+    parser = ConfigParser()
+    parser.read_config(config_paths(METHODS[method].training))
+    parser.update({"network_size": network_size})
+    return parser.get_parsed_content("network_def"), parser.get_parsed_content("weights")
+
+
+def count_parameters(translator: Translator) -> tuple[list[str], int, int, int]:
+    """Names of a translator's networks, and the parameters of generator's side, discriminator's side, registration."""
+    networks = [name for name, part in translator.named_children() if any(True for _ in part.parameters())]
+    registration = translator.registration
+    sides = (
+        translator.generator_parameters(),
+        translator.discriminator_parameters(),
+        () if registration is None else registration.parameters(),
+    )
+    generator, judging, registering = (sum(parameter.numel() for parameter in side) for side in sides)
+    return networks, generator - registering, judging, registering

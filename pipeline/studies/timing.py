@@ -1,0 +1,89 @@
+"""What a training step costs in time and memory, measured side by side, since machines are noisy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pipeline.engines import TranslationTrainer
+from pipeline.studies.processes import in_own_process
+from pipeline.translators import Translator
+
+Work = Callable[[], Any]
+STEPS_TO_THE_PEAK = 3
+
+
+def random_pair(size: int, device: torch.device) -> dict[str, Tensor]:
+    """A batch of one pair of noise, `size` pixels along both axes."""
+    return {name: torch.rand(1, 1, size, size, device=device) * 2 - 1 for name in ("image", "label")}
+
+
+def optimizers(translator: Translator) -> tuple[Optimizer, Optimizer]:
+    """The paper's optimisers of G and of D."""
+    settings: dict[str, Any] = {"lr": 1e-4, "betas": (0.5, 0.999), "weight_decay": 1e-4}
+    sides = translator.generator_parameters(), translator.discriminator_parameters()
+    generator, discriminator = (torch.optim.Adam(parameters, **settings) for parameters in sides)
+    return generator, discriminator
+
+
+def training_step(translator: Translator, weights: Mapping[str, float], batch: dict[str, Tensor]) -> Work:
+    """The trainer's step on a fixed batch, without the loop around it."""
+    trainer = TranslationTrainer(batch["image"].device, 1, [batch], translator, *optimizers(translator), weights)
+    return lambda: trainer._iteration(trainer, batch)
+
+
+def timed(work: Work, device: torch.device) -> float:
+    """Seconds that the work takes, the device's queue included."""
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def in_turns(works: Mapping[str, Work], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Time each work once per round, after one round to warm up; seconds by name."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for round_ in range(rounds + 1):
+        for name, work in works.items():
+            seconds = timed(work, device)
+            if round_:
+                times[name].append(seconds)
+    return times
+
+
+def peak_memory(make_step: Callable[..., Work], *arguments: Any, device: torch.device) -> float:
+    """Peak memory in MiB of a few steps, in a process of their own.
+
+    Args:
+        make_step: makes the step; a function of a module.
+        arguments: of that function.
+        device: that the step runs on; of a GPU, its memory is measured, or else what the process takes beyond what it
+            had.
+    """
+    return in_own_process(_peak_memory, make_step, arguments, device, threads=None)
+
+
+def _peak_memory(make_step: Callable[..., Work], arguments: tuple[Any, ...], device: torch.device) -> float:
+    before = _resident_peak()
+    step = make_step(*arguments)
+    for _ in range(STEPS_TO_THE_PEAK):
+        step()
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else _resident_peak() - before
+
+
+def _resident_peak() -> float:
+    """Most memory that this process ever held, in MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux hands getrusage's figure on from parent to child
+        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        return float(line.split()[1]) / 2**10
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
