@@ -80,6 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except (ValueError, RuntimeError) as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        print("\nStopped; the same command goes on from here.", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

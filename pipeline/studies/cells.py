@@ -17,11 +17,12 @@ from typing import Any
 
 import pandas as pd
 from ignite.engine import Engine, Events
+from monai.bundle import ConfigWorkflow
 
-from pipeline.bundle import bundle_dir, first_cause
 from pipeline.files import ProcessLock, replacing
 from pipeline.handlers.checkpoint import LAST
 from pipeline.handlers.provenance import git_state
+from pipeline.studies.runs import cause, config_paths, run_chain
 
 CELL_FILE, DONE_FILE, PROGRESS_FILE, ERROR_FILE, LOG_FILE = "cell.json", "done.json", "progress", "error.txt", "log.txt"
 LOCK_FILE = ".cell.lock"
@@ -69,8 +70,6 @@ def run_cell(folder: Path, parent: int | None = None) -> None:
 
 def train(chain: Sequence[str], settings: Mapping[str, Any], folder: Path, progress: Progress) -> int:
     """Train, from the last checkpoint where there is one; returns the number of steps."""
-    from monai.bundle import ConfigWorkflow  # takes seconds: not for those who only read results
-
     workflow = ConfigWorkflow(
         config_paths(chain),
         workflow_type="train",
@@ -89,21 +88,12 @@ def train(chain: Sequence[str], settings: Mapping[str, Any], folder: Path, progr
 
 def evaluate(chain: Sequence[str], settings: Mapping[str, Any], folder: Path, split: str) -> None:
     """Score the last checkpoint on aligned pairs; the best one would have been chosen by looking at others."""
-    from monai.bundle import run
-
-    run(
-        run_id="run",
-        config_file=config_paths([*chain, "evaluate.json"]),
-        logging_file=False,
+    run_chain(
+        [*chain, "evaluate.json"],
         **settings,
         split=split,
         checkpoint=str(folder / "checkpoints" / LAST),
     )
-
-
-def config_paths(chain: Sequence[str]) -> list[str]:
-    """Full paths of the bundle's configs; a path that is full already stays."""
-    return [str(bundle_dir() / "configs" / name) for name in chain]
 
 
 def is_finished(folder: Path) -> bool:
@@ -187,9 +177,8 @@ def main(folder: str, parent: str) -> int:
     try:
         run_cell(Path(folder), int(parent))
     except Exception as error:
-        cause = first_cause(error)
         with replacing(Path(folder) / ERROR_FILE) as path:
-            path.write_text(f"{type(cause).__name__}: {cause}\n", encoding="utf-8")
+            path.write_text(f"{cause(error)}\n", encoding="utf-8")
         raise
     return 0
 

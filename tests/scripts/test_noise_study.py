@@ -1,0 +1,182 @@
+"""The noise study from its command line: the quick preset, stopping and starting again, broken cells."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+
+from pipeline.data import make_phantom
+from pipeline.studies.cells import read_progress
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    "spatial_size": [48, 48],
+    "batch_size": 2,
+    "network_def#generator#filters": 4,
+    "network_def#generator#residual_blocks": 1,
+    "network_def#discriminator#filters": 4,
+    "network_def#registration#channels": [4, 8],
+}
+# Long enough to be stopped in the middle, with checkpoints behind it and epochs before it.
+STOPPED = {"methods": ["reggan"], "noise": {"affine": [5]}, "steps": 150, "overlays": ["augmentation.json"]}
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study") / "phantom"
+    make_phantom(folder, subjects=(1, 1, 1), resolution=10.0)
+    return folder
+
+
+def command(phantom, folder, *arguments):
+    script = [sys.executable, str(ROOT / "scripts" / "noise_study.py")]
+    options = ["--dataset-dir", f"coarse={phantom}", "--output-dir", str(folder), "--devices", "cpu"]
+    return [*script, *arguments, *options]
+
+
+def study(folder, **content):
+    """A study of the given content, in a file."""
+    path = folder / "study.yaml"
+    path.write_text(json.dumps({**content, "settings": {**TINY, **content.get("settings", {})}}))  # JSON is YAML
+    return str(path)
+
+
+def run(line, **options):
+    return subprocess.run(line, capture_output=True, text=True, timeout=540, **options)
+
+
+def results(folder):
+    return pd.read_csv(folder / "results.csv")
+
+
+def test_quick_preset(phantom, tmp_path):
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    line = command(phantom, tmp_path / "out", "--preset", "quick", "--jobs", "2", "--tracking-uri", store)
+    done = run(line)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "4 of 4 cells are finished" in done.stdout
+    table = results(tmp_path / "out")
+    assert set(zip(table["method"], table["noise_level"], strict=True)) == {
+        (method, level) for method in ("pix2pix", "reggan") for level in (0, 5)
+    }
+    assert table[["nmae", "psnr", "ssim", "source_information", "high_frequency"]].notna().all(axis=None)
+    of_reggan = table["method"] == "reggan"
+    assert table.loc[of_reggan, ["endpoint_error", "folded"]].notna().all(axis=None)
+    assert table.loc[~of_reggan, "endpoint_error"].isna().all()
+    assert (table.loc[of_reggan & (table["noise_level"] == 0), "identity_endpoint_error"] == 0).all()
+    report = (tmp_path / "out" / "report" / "report.html").read_text()
+    assert "data:image/png;base64," in report
+    assert not re.search(r'(src|href)="https?:', report)
+
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("noise-study-quick")
+    [found] = client.search_runs(
+        experiment.experiment_id, "params.method = 'reggan' and params.noise_level = '5' and params.seed = '0'"
+    )
+    assert found.info.status == "FINISHED"
+    means = table[of_reggan & (table["noise_level"] == 5)]
+    assert found.data.metrics["test/psnr"] == pytest.approx(means["psnr"].mean(), abs=1e-4)
+    [parent] = client.search_runs(experiment.experiment_id, "params.jobs = '2'")
+    assert parent.info.status == "FINISHED"
+    assert found.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert parent.data.metrics["psnr/reggan/affine5"] == pytest.approx(means["psnr"].mean(), abs=1e-4)
+    names = {entry.path for entry in client.list_artifacts(parent.info.run_id, "report")}
+    assert {"report/report.html", "report/summary.md", "report/quality.png"} <= names
+    assert len(client.search_runs(experiment.experiment_id)) == 5
+
+    # Nothing is run again, and the parent stays the one that there is.
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("done.json")}
+    again = run(line)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(client.search_runs(experiment.experiment_id)) == 5
+
+    # Another setting does not mix with what is there.
+    other = study(tmp_path, name="noise-study-quick", methods=["reggan"], noise={"affine": [5]}, steps=9)
+    refused = run(command(phantom, tmp_path / "out", "--study", other))
+    assert refused.returncode == 2
+    assert "holds a run of other settings: settings is" in refused.stderr
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_and_started_again_equals_undisturbed(phantom, tmp_path, undisturbed, kind):
+    line = command(phantom, tmp_path, "--study", study(tmp_path, **STOPPED), "--tracking-uri", "none")
+    started = subprocess.Popen(
+        line,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # pytest may run in the background
+    )
+    cell = tmp_path / "cells" / "coarse-reggan-affine5-seed0"
+    deadline = time.monotonic() + 300
+    while read_progress(cell)[0] < 0.3 or not (cell / "checkpoints" / "last.pt").is_file():
+        assert started.poll() is None, "the study ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(started.pid, kind)
+    assert started.wait(90) == (130 if kind == signal.SIGINT else -signal.SIGKILL)
+    assert not (cell / "done.json").exists()
+    again = run(line)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "resumed from" in (cell / "log.txt").read_text()
+    pd.testing.assert_frame_equal(results(tmp_path), undisturbed, check_exact=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(phantom, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = run(command(phantom, folder, "--study", study(folder, **STOPPED), "--tracking-uri", "none"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return results(folder)
+
+
+def test_a_broken_cell_is_reported_and_does_not_stop_the_rest(phantom, tmp_path):
+    broken = {"reggan": {"network_def#registration#channels": [4] * 7}}  # too deep for 48 pixels
+    path = study(
+        tmp_path, methods=["reggan", "pix2pix"], noise={"affine": [1]}, steps=1, method_settings=broken
+    )
+    done = run(command(phantom, tmp_path, "--study", path, "--tracking-uri", "none"))
+    assert done.returncode == 1
+    assert "1 of 2 cells are finished" in done.stdout
+    assert "coarse-reggan-affine1-seed0: failed: ValueError: spatial_size must be at least 256" in done.stderr
+    assert set(results(tmp_path)["method"]) == {"pix2pix"}
+    assert "spatial_size must be at least 256" in (tmp_path / "report" / "summary.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--study", "missing.yaml"], "study missing.yaml cannot be read"),
+        (["--preset", "quick", "--jobs", "0"], "jobs must be at least 1, got 0"),
+        (["--preset", "quick", "--split", "training"], "invalid choice: 'training'"),
+    ],
+)
+def test_bad_input_is_named(phantom, tmp_path, arguments, message):
+    done = run(command(phantom, tmp_path / "out", *arguments), cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_data_folder_is_named(tmp_path):
+    done = run(command(tmp_path / "nowhere", tmp_path / "out", "--preset", "quick"))
+    assert done.returncode == 2
+    assert f"data set 'coarse': {tmp_path / 'nowhere'} is no folder" in done.stderr
+
+
+def test_list_says_what_is_done(phantom, tmp_path):
+    done = run(command(phantom, tmp_path / "out", "--preset", "quick", "--list"))
+    assert done.returncode == 0
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["coarse-reggan-affine5-seed0", "train.json", "0%"] in lines
+    assert ["coarse-pix2pix-affine0-seed0", "train.json", "pix2pix.json", "0%"] in lines
