@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import product
 
 import pandas as pd
@@ -27,8 +28,6 @@ class Findings:
     Attributes:
         units: see ``unit_values``.
         summary: see ``summarise``.
-        differences: see ``statistics.differences``.
-        falls: see ``statistics.falls``.
         methods: in the paper's order.
         conditions: (noise kind, noise level), affine first, levels rising.
     """
@@ -38,11 +37,19 @@ class Findings:
         self.references = [name for name in references if not results.empty and name in set(results["method"])]
         self.units = unit_values(results)
         self.summary = summarise(self.units)
-        self.differences = differences(self.units, references)
-        self.falls = falls(self.units)
         self.methods = method_order(self.units["method"])
         pairs = self.units[["noise_kind", "noise_level"]].drop_duplicates().itertuples(index=False, name=None)
         self.conditions: list[Condition] = sorted((str(kind), float(level)) for kind, level in pairs)
+
+    @cached_property
+    def differences(self) -> pd.DataFrame:
+        """See ``statistics.differences``."""
+        return differences(self.units, self.references)
+
+    @cached_property
+    def falls(self) -> pd.DataFrame:
+        """See ``statistics.falls``."""
+        return falls(self.units)
 
     @property
     def hardest(self) -> list[Condition]:
