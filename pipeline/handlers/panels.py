@@ -23,6 +23,7 @@ LEFT, RIGHT, GAP, CAPTION, HEADER, FOOTER = 0.5, 0.1, 0.05, 0.2, 0.3, 0.85  # in
 NOTE_ONLY = 0.3  # inches; the footer of a grid without scales
 # Inches that a character of the title and of the note takes at most, and what another line of the note adds.
 TITLE_CHARACTER, NOTE_CHARACTER, NOTE_LINE = 0.095, 0.055, 0.12
+NARROW = 1.6  # inches; below this a scale's label takes two lines
 DPI = 150
 # Arrows along the longer side of a displacement field: more would touch each other in print.
 ARROWS = 16
@@ -131,6 +132,8 @@ def _lay_out(
     note = fill(note, int((width - LEFT) / NOTE_CHARACTER))
     top = HEADER * (2 + 0.75 * title.count("\n") if title else 1)
     footer = FOOTER if any(panel.kind in COLOURS for panel in panels) else NOTE_ONLY
+    if footer == FOOTER and panel_width < NARROW:
+        footer += NOTE_LINE
     height = top + row_height * len(rows) + footer + NOTE_LINE * note.count("\n")
     figure = Figure(figsize=(width, height), facecolor="white")
 
@@ -149,7 +152,7 @@ def _lay_out(
         if panel.kind in COLOURS:
             left = LEFT + index * (panel_width + GAP)
             axes = place(left + 0.1, top + row_height * len(rows) + 0.08, panel_width - 0.2, 0.1)
-            _draw_scale(figure, axes, panel.kind, limits[panel.kind], (x_size, y_size))
+            _draw_scale(figure, axes, panel.kind, limits[panel.kind], (x_size, y_size), panel_width < NARROW)
     if title:
         figure.text(LEFT / width, 1 - 0.09 / height, title, fontsize=12, va="top")
     figure.text(LEFT / width, 0.08 / height, note, fontsize=7, color="0.35")
@@ -206,7 +209,7 @@ def _draw_arrows(axes: Axes, ddf: np.ndarray, limit: float) -> None:
     axes.quiver(xs, ys, along_x, along_y, angles="xy", scale_units="xy", scale=scale, **outline)
 
 
-def _draw_scale(figure: Figure, axes: Axes, kind: str, limit: float, shape: tuple[int, int]) -> None:
+def _draw_scale(figure: Figure, axes: Axes, kind: str, limit: float, shape: tuple[int, int], narrow: bool) -> None:
     label = "absolute error (full range: 2)"
     if kind == "field":
         label = f"pixels (arrows drawn x {_arrow_scale(shape, limit):.2g})"
@@ -214,4 +217,4 @@ def _draw_scale(figure: Figure, axes: Axes, kind: str, limit: float, shape: tupl
     bar = figure.colorbar(colours, cax=axes, orientation="horizontal", extend="max")
     bar.ax.xaxis.set_major_locator(MaxNLocator(4))
     bar.ax.tick_params(labelsize=7, pad=2)
-    bar.set_label(label, fontsize=8, labelpad=2)
+    bar.set_label(label.replace(" (", "\n(") if narrow else label, fontsize=8, labelpad=2)

@@ -21,7 +21,7 @@ from pipeline.studies.measures import BASELINES, METRICS, Metric
 DPI = 200
 WIDTH = 7.2  # inches; the text of an A4 page
 PANEL_HEIGHT, LEGEND_ROW, TOP = 2.3, 0.22, 0.1  # inches
-LEGEND_COLUMNS = 4
+LEGEND_COLUMNS = 5
 # Okabe and Ito's colours for all kinds of colour vision, and marks that tell the methods apart in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^DvPX<>ph*d8"
@@ -31,7 +31,7 @@ DODGE = 0.05  # between neighbouring methods, in steps of the level, so that the
 BASELINE_DASHES = {"source_": ":", "intensity_map_": "--"}
 # What a method is compared with, that has a column of its own.
 DOING_NOTHING = {"endpoint_error": ("identity_endpoint_error", "doing nothing")}
-IDEALS = {"high_frequency": (1.0, "the target's")}
+IDEALS = {"high_frequency": (1.0, "target")}
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def draw_curves(summary: pd.DataFrame, metrics: Sequence[str], path: str | Path,
     scale = _scale(shown)
     columns = min(columns, len(drawn))
     rows = math.ceil(len(drawn) / columns)
-    legend = LEGEND_ROW * (math.ceil((len(methods) + 2) / LEGEND_COLUMNS) + 0.5)
+    legend = LEGEND_ROW * (math.ceil((len(methods) + 2) / (LEGEND_COLUMNS if columns > 1 else 2)) + 0.5)
     height = rows * PANEL_HEIGHT + legend + TOP
     figure = Figure(figsize=(WIDTH if columns > 1 else WIDTH / 2, height), facecolor="white")
     grid = figure.subplots(rows, columns, squeeze=False).flat
@@ -85,9 +85,9 @@ def draw_curves(summary: pd.DataFrame, metrics: Sequence[str], path: str | Path,
             handles.setdefault(label, handle)
     for axes in list(grid)[len(drawn) :]:
         axes.set_axis_off()
-    figure.legend(
-        list(handles.values()), list(handles), loc="lower center", ncols=LEGEND_COLUMNS, fontsize=8, frameon=False
-    )
+    labels = sorted(handles, key=lambda label: methods.index(label) if label in methods else len(methods))
+    places: dict[str, Any] = {"loc": "lower center", "ncols": LEGEND_COLUMNS if columns > 1 else 2}
+    figure.legend([handles[label] for label in labels], labels, fontsize=8, frameon=False, **places)
     figure.tight_layout(rect=(0, legend / height, 1, 1), pad=0.5, w_pad=1.2, h_pad=1.0)
     with replacing(path) as beside:
         figure.savefig(beside, format=path.suffix[1:] or "png", dpi=DPI)
@@ -186,4 +186,5 @@ def _draw_baselines(axes: Axes, metric: Metric, summary: pd.DataFrame, scale: _S
     for up, arrow, edge, align in ((True, "\u2191", 1.0, "top"), (False, "\u2193", 0.02, "bottom")):
         text = "\n".join(f"{arrow} {entry}" for above, entry in far if above == up)
         if text:
-            axes.text(0.02, edge, text, transform=axes.transAxes, fontsize=7, color="0.4", va=align)
+            paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+            axes.text(0.02, edge, text, transform=axes.transAxes, fontsize=7, color="0.4", va=align, bbox=paper)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import product
 
 import pandas as pd
 
 from pipeline.studies.figures import method_order
-from pipeline.studies.measures import BASELINES, KIND_TITLES, METRICS, QUALITY, Metric
+from pipeline.studies.measures import BASELINES, KIND_TITLES, METRICS, Metric
 from pipeline.studies.statistics import CLEAN, REFERENCES, differences, falls, left_out, summarise, unit_values
 
 MOST_COMPARED = 4  # methods that are compared in words; the tables have all
@@ -27,8 +28,6 @@ class Findings:
     Attributes:
         units: see ``unit_values``.
         summary: see ``summarise``.
-        differences: see ``statistics.differences``.
-        falls: see ``statistics.falls``.
         methods: in the paper's order.
         conditions: (noise kind, noise level), affine first, levels rising.
     """
@@ -38,11 +37,19 @@ class Findings:
         self.references = [name for name in references if not results.empty and name in set(results["method"])]
         self.units = unit_values(results)
         self.summary = summarise(self.units)
-        self.differences = differences(self.units, references)
-        self.falls = falls(self.units)
         self.methods = method_order(self.units["method"])
         pairs = self.units[["noise_kind", "noise_level"]].drop_duplicates().itertuples(index=False, name=None)
         self.conditions: list[Condition] = sorted((str(kind), float(level)) for kind, level in pairs)
+
+    @cached_property
+    def differences(self) -> pd.DataFrame:
+        """See ``statistics.differences``."""
+        return differences(self.units, self.references)
+
+    @cached_property
+    def falls(self) -> pd.DataFrame:
+        """See ``statistics.falls``."""
+        return falls(self.units)
 
     @property
     def hardest(self) -> list[Condition]:
@@ -67,7 +74,7 @@ class Findings:
             return ["There are no results."]
         found = []
         for condition in self.hardest:
-            found += [*self._comparisons(condition), *self._best(condition)]
+            found += [*self._best(condition), *self._comparisons(condition)]
         found += list(self._falls())
         for condition in self.hardest:
             found += [*self._baselines(condition), *self._registration(condition)]
@@ -97,18 +104,17 @@ class Findings:
                 said.add(frozenset((method, reference)))
 
     def _best(self, condition: Condition) -> Iterator[str]:
-        for metric in QUALITY:
-            ranked = self._ranked(condition, metric)
-            if len(ranked) > 1:
-                (best, row), (second, other) = ranked[:2]
-                most = "highest" if metric.direction == "higher" else "lowest"
-                yield (
-                    f"At {_name(condition)} {best} has the {most} {metric.title}: {interval(row, metric, unit=True)}; "
-                    f"{second} follows with {interval(other, metric, unit=True)}."
-                )
+        metric = METRICS["psnr"]
+        ranked = self._ranked(condition, metric)
+        if len(ranked) > 1:
+            (best, row), (second, other) = ranked[:2]
+            yield (
+                f"At {_name(condition)} {best} has the highest {metric.title}, {interval(row, metric, unit=True)}; "
+                f"{second} follows with {interval(other, metric, unit=True)}."
+            )
 
     def _falls(self) -> Iterator[str]:
-        for (kind, level), metric in product(self.hardest, QUALITY):
+        for (kind, level), metric in product(self.hardest, (METRICS["psnr"], METRICS["ssim"])):
             rows = {
                 method: self.row(self.falls, method=method, noise_kind=kind, noise_level=level, metric=metric.name)
                 for method in self.methods
@@ -130,16 +136,17 @@ class Findings:
     def _baselines(self, condition: Condition) -> Iterator[str]:
         metric = METRICS["psnr"]
         ranked = self._ranked(condition, metric)
+        parts = []
         for prefix, title in BASELINES.items():
             values = [self.mean(method, condition, prefix + metric.name) for method in self.methods]
             known = [row["mean"] for row in values if row is not None]
             if known and ranked:
                 mean = sum(known) / len(known)
                 below = [method for method, row in ranked if row["mean"] < mean]
-                behind = (
-                    f"{_listed(below)} {'is' if len(below) == 1 else 'are'} below it" if below else "all are above it"
-                )
-                yield f"At {_name(condition)} the {title} has {metric.number(mean)} dB PSNR; {behind}."
+                behind = f"above {_listed(below)}" if below else "below all methods"
+                parts.append(f"the {title} has {metric.number(mean)} dB {metric.title}, {behind}")
+        if parts:
+            yield f"At {_name(condition)} {'; '.join(parts)}."
 
     def _registration(self, condition: Condition) -> Iterator[str]:
         metric = METRICS["endpoint_error"]
