@@ -6,9 +6,10 @@ import csv
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ignite.distributed as idist
 import numpy as np
@@ -27,6 +28,43 @@ METRICS: dict[str, tuple[str, str]] = {
     "ssim": ("SSIM (higher)", ".4f"),
 }
 MISSING = "-"
+
+
+class SideTable(NamedTuple):
+    """A small table beside that of the scores, shown where its metrics were measured.
+
+    Args:
+        title: what it is about.
+        rows: prefix of a row's metrics -> what readers call it.
+        metrics: metric -> column title and number format.
+        note: what one has to know to read it.
+    """
+
+    title: str
+    rows: Mapping[str, str]
+    metrics: Mapping[str, tuple[str, str]]
+    note: str
+
+
+SIDE_TABLES = (
+    SideTable(
+        "Leak and blur",
+        {"": "prediction", "label_": "true target"},
+        {
+            "source_information": ("information shared with the source, nats", ".3f"),
+            "high_frequency": ("fine detail against the target's", ".3f"),
+        },
+        "Less shared with the source than the true target has: the geometry is not the source's. "
+        "Detail below 1 is blur, above 1 noise or artefacts.",
+    ),
+    SideTable(
+        "Registration",
+        {"": "registration network", "identity_": "no registration"},
+        {"endpoint_error": ("endpoint error in pixels (lower is better)", ".3f"), "folded": ("folded pixels", ".2%")},
+        "Test pairs misaligned at this config's noise level; errors over the foreground of the misaligned target, as "
+        "far as its counterpart lies in the image.",
+    ),
+)
 
 Row = Sequence[str]
 
@@ -66,26 +104,44 @@ def score_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
     Returns:
         Header, then one row per candidate: name, NMAE, PSNR, SSIM.
     """
-    return _candidate_rows(metrics, lambda value, form: format(float(value), form))
+    return _rows(metrics, _number)
 
 
-def _candidate_rows(entries: Mapping[str, Any], cell: Callable[[Any, str], str]) -> list[list[str]]:
-    rows = [["", *(title for title, _ in METRICS.values())]]
-    for prefix, candidate in CANDIDATES.items():
-        if any(prefix + metric in entries for metric in METRICS):
+def _number(value: Any, form: str) -> str:
+    return format(float(value), form)
+
+
+def _rows(
+    entries: Mapping[str, Any],
+    cell: Callable[[Any, str], str],
+    candidates: Mapping[str, str] = CANDIDATES,
+    metrics: Mapping[str, tuple[str, str]] = METRICS,
+) -> list[list[str]]:
+    rows = [["", *(title for title, _ in metrics.values())]]
+    for prefix, candidate in candidates.items():
+        if any(prefix + metric in entries for metric in metrics):
             cells = [
                 cell(entries[prefix + metric], form) if prefix + metric in entries else MISSING
-                for metric, (_, form) in METRICS.items()
+                for metric, (_, form) in metrics.items()
             ]
             rows.append([candidate, *cells])
     return rows
 
 
+def _side_tables(
+    entries: Mapping[str, Any], cell: Callable[[Any, str], str]
+) -> Iterator[tuple[SideTable, list[list[str]]]]:
+    for table in SIDE_TABLES:
+        rows = _rows(entries, cell, table.rows, table.metrics)
+        if len(rows) > 1:
+            yield table, rows
+
+
 class ScoreTable:
-    """The prediction's scores beside those of both baselines.
+    """The prediction's scores beside those of both baselines, and small tables of what else was measured.
 
     Args:
-        metrics: see ``score_rows``.
+        metrics: see ``score_rows`` and ``SIDE_TABLES``.
     """
 
     def __init__(self, metrics: Mapping[str, Any]) -> None:
@@ -94,11 +150,15 @@ class ScoreTable:
 
     def text(self) -> str:
         """Aligned for a console, with the gain over each baseline below."""
-        return "\n".join([plain_table(self.rows), "", *self.gains()]).rstrip()
+        side = (["", f"{table.title}:", "", plain_table(rows)] for table, rows in _side_tables(self.metrics, _number))
+        return "\n".join([plain_table(self.rows), "", *self.gains(), *chain.from_iterable(side)]).rstrip()
 
     def markdown(self) -> str:
-        """As a Markdown table, with the gain over each baseline below."""
-        return "\n".join([markdown_table(self.rows), "", *self.gains()]).rstrip()
+        """As Markdown tables, with the gain over each baseline below the first."""
+        side = (
+            ["", f"{table.title}:", "", markdown_table(rows)] for table, rows in _side_tables(self.metrics, _number)
+        )
+        return "\n".join([markdown_table(self.rows), "", *self.gains(), *chain.from_iterable(side)]).rstrip()
 
     def gains(self) -> list[str]:
         """One sentence per baseline: by how many dB of PSNR the prediction is better or worse."""
@@ -225,10 +285,14 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
         "# Evaluation",
         f"Slices: {slices}. Patients: {len(patients)}. Given are mean ± standard deviation.",
         "## Over slices",
-        markdown_table(_candidate_rows(summary["slices"], _mean_and_std)),
+        markdown_table(_rows(summary["slices"], _mean_and_std)),
         "## Over patients",
         "Each patient counts once, with the mean of its slices.",
-        markdown_table(_candidate_rows(summary["over_patients"], _mean_and_std)),
+        markdown_table(_rows(summary["over_patients"], _mean_and_std)),
+        *chain.from_iterable(
+            (f"## {table.title}", f"Over slices. {table.note}", markdown_table(rows))
+            for table, rows in _side_tables(summary["slices"], _mean_and_std)
+        ),
         "## Each patient",
         markdown_table(_patient_rows(patients)),
     ]

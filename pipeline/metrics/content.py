@@ -15,7 +15,7 @@ from pipeline.metrics.image import check_images, double
 
 BINS = 32  # of intensity, over the whole data range
 HIGH_FREQUENCY = 0.25  # cycles per voxel, half of Nyquist's frequency
-EDGE = 4  # voxels over which a window rises from the border of the mask
+EDGE = 3  # voxels from the border of the mask to where a window is half open
 LEAST_CONTRAST = 1e-6  # of the data range: what varies by less is constant but for rounding
 
 
@@ -77,8 +77,8 @@ def high_frequency_ratio(
 
     The share is the power at radial frequencies above `cut`, divided by that at all frequencies but zero, so that
     brightness and contrast have no say. The hard edge between patient and background would dominate the spectra of
-    both images. Therefore, with a mask, both are multiplied by one window that rises smoothly, within about `EDGE`
-    voxels, from 0 at the border of the mask to 1, after the mean under that window was taken away.
+    both images. Therefore, with a mask, both are multiplied by one window that rises smoothly from 0 at the border of
+    the mask to 1 at a depth of `2 * EDGE` voxels, after the mean under that window was taken away.
 
     Args:
         pred: (B, C, *spatial).
@@ -89,8 +89,7 @@ def high_frequency_ratio(
 
     Returns:
         (B,): 1 is ideal, below 1 the prediction is blurred, above 1 it has noise or artefacts. nan where either image
-        is constant (or the target has nothing above `cut`), and where the mask is empty or nowhere wide enough for the
-        window.
+        is constant (or the target has nothing above `cut`), and where the mask is nowhere `2 * EDGE + 1` voxels wide.
 
     Raises:
         ValueError: when the shapes do not fit, `data_range` is not above 0 or `cut` is out of range.
@@ -114,11 +113,14 @@ def _entropy(share: torch.Tensor) -> torch.Tensor:
 
 
 def _window(mask: torch.Tensor) -> torch.Tensor:
-    """0 outside the mask and at its border, 1 at a depth of `EDGE` voxels, smooth in between."""
-    pool = F.avg_pool2d if mask.ndim == 4 else F.avg_pool3d
-    filled = pool(mask.float(), 2 * EDGE + 1, stride=1, padding=EDGE)  # outside the image there is no patient
-    depth = (2 * filled - 1).clamp(min=0)  # half of a cube around the border's voxels lies within
-    return torch.where(mask, torch.sin(depth * (math.pi / 2)).square(), 0.0)
+    """0 outside the mask, rising to 1 over `2 * EDGE` voxels within it along a B-spline, which leaks little."""
+    dims = mask.ndim - 2
+    largest, mean = (F.max_pool2d, F.avg_pool2d) if dims == 2 else (F.max_pool3d, F.avg_pool3d)
+    outside = F.pad(1 - mask.float(), (EDGE,) * (2 * dims), value=1.0)
+    window = 1 - largest(outside, 2 * EDGE + 1, stride=1)
+    for _ in range(EDGE):
+        window = mean(window, 3, stride=1, padding=1)
+    return window
 
 
 def _high_share(image: torch.Tensor, window: torch.Tensor, data_range: float, cut: float) -> torch.Tensor:

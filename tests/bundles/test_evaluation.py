@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 import shutil
 
 import numpy as np
@@ -17,10 +18,13 @@ from skimage.metrics import structural_similarity
 
 from pipeline.bundle import project_dir
 from pipeline.handlers import load_checkpoint
+from pipeline.metrics import foreground_mask, psnr
 
 CHAIN = ("train.json", "evaluate.json")
 CANDIDATES = {"": "prediction", "source_": "source as it is", "intensity_map_": "intensity map"}
 COLUMNS = [prefix + score for prefix in CANDIDATES for score in ("nmae", "psnr", "ssim")]
+CONTENT = ["source_information", "label_source_information", "high_frequency"]
+REGISTRATION = ["endpoint_error", "identity_endpoint_error", "folded"]
 
 
 @pytest.fixture
@@ -39,11 +43,11 @@ def test_tables_and_pictures_are_written_and_said(run_config, run_dir, capsys):
     run_config(*CHAIN)
     folder = run_dir / "evaluation"
     rows = read_cases(run_dir)
-    assert set(rows[0]) == {"case", "slice", *COLUMNS}
+    assert set(rows[0]) == {"case", "slice", *COLUMNS, *CONTENT, *REGISTRATION}
     assert {row["case"] for row in rows} == {"images/d"}
     assert [int(row["slice"]) for row in rows] == list(range(6))
     summary = json.loads((folder / "summary.json").read_text())
-    for column in COLUMNS:
+    for column in (*COLUMNS, *CONTENT, *REGISTRATION):
         assert summary["slices"][column]["mean"] == pytest.approx(np.mean([float(row[column]) for row in rows]))
     assert imread(folder / "pictures" / "error_maps.png").std() > 10
     printed = capsys.readouterr().out
@@ -66,6 +70,7 @@ def test_files_of_the_training_stay_as_they_are(run_config, run_dir, snapshot):
         "evaluation/summary.json",
         "evaluation/summary.md",
         "evaluation/pictures/error_maps.png",
+        "evaluation/samples.npz",
     }
 
 
@@ -81,7 +86,11 @@ def test_scores_agree_with_a_recomputation(run_config, run_dir, dataset_dir):
     """NMAE and PSNR over the target's foreground, SSIM over the whole slice, all with data range 2."""
     run_config(*CHAIN)
     settings = {"dataset_dir": str(dataset_dir), "output_dir": str(run_dir), "device": "cpu"}
-    small = {"network_def#generator#filters": 4, "network_def#generator#residual_blocks": 1}
+    small = {
+        "network_def#generator#filters": 4,
+        "network_def#generator#residual_blocks": 1,
+        "network_def#registration#channels": [4, 4],
+    }
     configs = [str(project_dir() / "bundles" / "reggan" / "configs" / name) for name in CHAIN]
     workflow = ConfigWorkflow(configs, logging_file=False, workflow_type=None, **settings, **small)
     workflow.initialize()
@@ -100,6 +109,32 @@ def test_scores_agree_with_a_recomputation(run_config, run_dir, dataset_dir):
             assert float(row[prefix + "psnr"]) == pytest.approx(10 * np.log10(4 / (error**2).mean()), rel=1e-4)
             expected = structural_similarity(image.astype(np.float64), target.astype(np.float64), data_range=2)
             assert float(row[prefix + "ssim"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_shown_slices_are_kept(run_config, run_dir):
+    run_config(*CHAIN)
+    rows = read_cases(run_dir)
+    with np.load(run_dir / "evaluation" / "samples.npz") as samples:
+        assert [str(case) for case in samples["case"]] == [row["case"] for row in rows]
+        assert samples["slice"].tolist() == [int(row["slice"]) for row in rows]
+        assert samples["psnr"] == pytest.approx([float(row["psnr"]) for row in rows])
+        for number, row in enumerate(rows):
+            pred, target = (torch.from_numpy(samples[name][number])[None, None] for name in ("pred", "label"))
+            again = psnr(pred, target, data_range=2, mask=foreground_mask(target)).item()
+            assert again == pytest.approx(float(row["psnr"]), rel=1e-5)
+
+
+@pytest.mark.parametrize(("settings", "level"), [({}, 3), ({"noise_level": 5}, 5), ({"noise_level": 0}, 0)])
+def test_registration_is_measured_at_the_level_of_the_config(run_config, run_dir, settings, level):
+    """Levels scale the same draws, so doing nothing is wrong by an amount that goes with the level."""
+    run_config(*CHAIN, **settings)
+    rows = read_cases(run_dir)
+    still = np.array([float(row["identity_endpoint_error"]) for row in rows])
+    assert (still == 0).all() if level == 0 else (0.1 * level < still.mean() < 1.5 * level)
+    assert all(math.isfinite(float(row["endpoint_error"])) for row in rows)
+    text = (run_dir / "evaluation" / "summary.md").read_text()
+    assert "## Registration" in text
+    assert "## Leak and blur" in text
 
 
 def test_validation_list_scores_as_in_training(run_config, run_dir):
@@ -124,10 +159,12 @@ def test_weights_alone_have_no_intensity_map(run_config, run_dir, capsys, caplog
     with caplog.at_level(logging.WARNING):
         run_config(*CHAIN, checkpoint=str(run_dir / "model.pt"))
     assert f"{run_dir / 'model.pt'} holds no intensity map: that baseline is left out" in caplog.text
-    assert set(read_cases(run_dir)[0]) == {"case", "slice", *(name for name in COLUMNS if "map" not in name)}
+    assert set(read_cases(run_dir)[0]) == {"case", "slice", *(name for name in COLUMNS if "map" not in name), *CONTENT}
     printed = capsys.readouterr().out
     assert "source as it is" in printed
     assert "intensity map" not in printed
+    assert "registration" not in printed
+    assert "Registration" not in (run_dir / "evaluation" / "summary.md").read_text()
 
 
 def test_paper_overlay_stacks(run_config, tmp_path):
@@ -152,7 +189,9 @@ def test_scores_join_the_run_of_the_training(run_config, tmp_path, snapshot):
     assert run.info.status == "FINISHED"
     assert run.info.end_time == trained.info.end_time
     assert run.data.params == trained.data.params
-    assert set(run.data.metrics) - set(trained.data.metrics) == {f"test/{name}" for name in COLUMNS}
+    assert set(run.data.metrics) - set(trained.data.metrics) == {
+        f"test/{name}" for name in (*COLUMNS, *CONTENT, *REGISTRATION)
+    }
     assert run.data.metrics["test/psnr"] == pytest.approx(np.mean([float(row["psnr"]) for row in rows]))
     (point,) = client.get_metric_history(run_id, "test/psnr")
     assert point.step == load_checkpoint(run_dir / "checkpoints" / "best.pt")["trainer"]["iteration"]

@@ -19,7 +19,7 @@ from pipeline.handlers.checkpoint import (
     trained_size,
 )
 from pipeline.handlers.seeding import EpochSeed
-from pipeline.networks import ResNetGenerator
+from pipeline.networks import RegistrationNet, ResNetGenerator
 from pipeline.translators import CycleGANTranslator
 from transforms import RandDeformationNoised
 
@@ -148,6 +148,25 @@ def test_checkpoint_of_another_mode_is_refused(make_translator, tmp_path):
         CheckpointError, match=r"as \w+\(adversarial, correction, smoothness\), .* builds \w+\(adversarial\)"
     ):
         load_network(make_translator({"adversarial": 1.0}), tmp_path / "checkpoints" / "last.pt")
+
+
+def test_registration_is_loaded_beside_where_the_file_has_it(make_translator, tmp_path):
+    _, trained = run = make_run(make_translator, tmp_path, max_epochs=1)
+    run[0].run()
+    build = partial(RegistrationNet, channels=(4, 4))
+    served = load_network(make_translator({}, seed=9), tmp_path / "checkpoints" / "best.pt", build)
+    assert {name for name, _ in served.named_children()} >= {"generator", "registration"}
+    assert getattr(served, "discriminator", None) is None
+    pair = torch.rand(2, 1, 1, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(served.register(*pair)[1], trained.register(*pair)[1])
+        assert torch.equal(served(pair[0]), trained(pair[0]))
+    assert load_network(make_translator({}), tmp_path / "checkpoints" / "best.pt").registration is None
+    assert load_network(make_translator({}), tmp_path / "model.pt", build).registration is None
+    with pytest.raises(CheckpointError, match=r"registration\..*: file has \(4, .*network expects \(8, "):
+        load_network(
+            make_translator({}), tmp_path / "checkpoints" / "best.pt", partial(RegistrationNet, channels=(8, 8))
+        )
 
 
 def test_other_amount_of_data_is_refused(make_translator, tmp_path):

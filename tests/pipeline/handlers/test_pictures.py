@@ -303,6 +303,35 @@ def test_evaluation_shows_cases_from_all_over(tmp_path, figures, batches, batch_
     assert captions[::2] == [f"PSNR {index / 10:.2f} dB" for index in slices]
 
 
+def test_shown_slices_are_kept_as_they_were(tmp_path):
+    seen = {}
+
+    def step(engine: Engine, number: int) -> dict[str, object]:
+        seen[number] = {name: torch.rand(1, 1, SIZE, SIZE) for name in ("image", "label", "pred")}
+        return {**seen[number], "case": [f"patient{number}"], "slice": [number]}
+
+    evaluator = Engine(step)
+    evaluator.state.metric_details = {"psnr": torch.arange(5) / 10}
+    EvaluationPictures(tmp_path, count=2).attach(evaluator)
+    evaluator.run(range(5))
+    with np.load(tmp_path / "samples.npz") as samples:  # without pickles
+        assert set(samples) == {"image", "label", "pred", "case", "slice", "psnr"}
+        assert samples["slice"].tolist() == [1, 3]
+        assert samples["case"].tolist() == ["patient1", "patient3"]
+        assert samples["psnr"] == pytest.approx([0.1, 0.3])
+        for name in ("image", "label", "pred"):
+            assert samples[name].dtype == np.float32
+            for number, image in zip((1, 3), samples[name], strict=True):
+                np.testing.assert_array_equal(image, seen[number][name][0, 0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "samples.npz"]
+
+
+def test_shown_slices_without_a_score(tmp_path):
+    evaluate(EvaluationPictures(tmp_path, count=2), 3, 1)
+    with np.load(tmp_path / "samples.npz") as samples:
+        assert np.isnan(samples["psnr"]).tolist() == [True, True]
+
+
 def test_each_evaluation_starts_anew(tmp_path, figures):
     handler = EvaluationPictures(tmp_path, count=2)
     for _ in range(2):

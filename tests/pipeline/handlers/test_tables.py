@@ -81,6 +81,43 @@ def test_table_says_what_is_gained_over_each_baseline():
     assert "| prediction |" in ScoreTable(METRICS).markdown()
 
 
+SIDE = {
+    "source_information": 1.2,
+    "label_source_information": 1.5,
+    "high_frequency": 0.62,
+    "endpoint_error": 0.5,
+    "identity_endpoint_error": 2.25,
+    "folded": 0.0125,
+}
+
+
+def test_what_else_was_measured_has_tables_of_its_own():
+    lines = ScoreTable({**METRICS, **SIDE}).text().splitlines()
+    assert lines[: len(ScoreTable(METRICS).text().splitlines())] == ScoreTable(METRICS).text().splitlines()
+    leak, registration = lines.index("Leak and blur:"), lines.index("Registration:")
+    assert [line.split() for line in lines[leak + 4 : leak + 6]] == [
+        ["prediction", "1.200", "0.620"],
+        ["true", "target", "1.500", "-"],
+    ]
+    assert [line.split() for line in lines[registration + 4 :]] == [
+        ["registration", "network", "0.500", "1.25%"],
+        ["no", "registration", "2.250", "-"],
+    ]
+    assert "| no registration | 2.250 | - |" in ScoreTable({**METRICS, **SIDE}).markdown()
+
+
+def test_summary_has_the_other_tables_where_they_were_measured(tmp_path):
+    evaluate(tmp_path / "plain", {"psnr": torch.tensor([20.0, 22.0, 30.0])})
+    details = {name: torch.tensor([value, value, value + 0.3]) for name, value in SIDE.items()}
+    evaluate(tmp_path / "all", {"psnr": torch.tensor([20.0, 22.0, 30.0]), **details})
+    plain, full = ((tmp_path / name / "summary.md").read_text() for name in ("plain", "all"))
+    assert "## Leak and blur" not in plain
+    assert "## Registration" not in plain
+    assert "| prediction | 1.300 ± 0.173 | 0.720 ± 0.173 |" in full
+    assert "| registration network | 0.600 ± 0.173 | 11.25% ± 17.32% |" in full
+    assert "| no registration | 2.350 ± 0.173 | - |" in full
+
+
 def test_table_claims_no_gain_from_values_that_are_not_finite():
     assert ScoreTable({"psnr": math.inf, "source_psnr": math.inf}).gains() == []
 

@@ -12,7 +12,18 @@ from ignite.engine import Engine
 from ignite.exceptions import NotComputableError
 from monai.engines import SupervisedEvaluator
 
-from pipeline.metrics import CaseMetric, case_metrics, foreground_mask, nmae, psnr, ssim
+from pipeline.metrics import (
+    CaseMetric,
+    RegistrationMetric,
+    case_metrics,
+    folded_fraction,
+    foreground_mask,
+    high_frequency_ratio,
+    mutual_information,
+    nmae,
+    psnr,
+    ssim,
+)
 
 
 def make_outputs(sizes=(4, 3, 1), seed=0):
@@ -75,6 +86,62 @@ def test_mask_can_be_chosen():
     torch.testing.assert_close(
         state.metric_details["ssim"], ssim(pred, label, data_range=2, mask=foreground_mask(label))
     )
+
+
+def test_extra_scores_and_what_they_compare_with():
+    """Information is shared with the source, detail is the target's; both over the target's foreground."""
+    outputs = [{**output, "image": -output["label"].square()} for output in make_outputs()]
+    metrics = case_metrics(
+        ("psnr",), ("pred",), extra={"source_information": ("pred", "label"), "high_frequency": ("pred",)}
+    )
+    assert list(metrics) == ["psnr", "source_information", "label_source_information", "high_frequency"]
+    details = run(metrics, outputs).metric_details
+    image, label, pred = (joined(outputs, key) for key in ("image", "label", "pred"))
+    where = {"data_range": 2, "mask": foreground_mask(label)}
+    torch.testing.assert_close(details["source_information"], mutual_information(pred, image, **where))
+    torch.testing.assert_close(details["label_source_information"], mutual_information(label, image, **where))
+    torch.testing.assert_close(details["high_frequency"], high_frequency_ratio(pred, label, **where))
+
+
+def test_reference_can_be_chosen():
+    outputs = make_outputs()
+    state = run({"difference": CaseMetric("nmae", reference="source")}, outputs)
+    label = joined(outputs, "label")
+    expected = nmae(joined(outputs, "pred"), joined(outputs, "source"), data_range=2, mask=foreground_mask(label))
+    torch.testing.assert_close(state.metric_details["difference"], expected)
+
+
+def make_fields():
+    """Two cases in 8x8: an error of 5 voxels everywhere, and one of 1 voxel of which half points outside."""
+    misaligned = torch.ones(3, 1, 8, 8)
+    misaligned[0, :, 4:] = -1
+    misaligned[2] = -1
+    true_ddf = torch.zeros(3, 2, 8, 8)
+    true_ddf[1, 0] = torch.tensor([1.0, 4.0]).repeat_interleave(4)[:, None]  # the lower half points outside
+    ddf = true_ddf.clone()
+    ddf[0, 0, :4] += 3
+    ddf[0, 1, :4] -= 4
+    ddf[1, 0, :4] += 1
+    ddf[1, 0, 4:] += 100
+    return {"misaligned": misaligned, "true_ddf": true_ddf, "ddf": ddf}
+
+
+def test_registration_counts_the_foreground_that_has_a_counterpart():
+    metrics = case_metrics((), registration=True)
+    assert list(metrics) == ["endpoint_error", "identity_endpoint_error", "folded"]
+    state = run(metrics, [make_fields()])
+    details = state.metric_details
+    torch.testing.assert_close(details["endpoint_error"], torch.tensor([5.0, 1.0, math.nan]), equal_nan=True)
+    torch.testing.assert_close(details["identity_endpoint_error"], torch.tensor([0.0, 1.0, math.nan]), equal_nan=True)
+    torch.testing.assert_close(details["folded"], folded_fraction(make_fields()["ddf"]))
+    assert state.metrics["endpoint_error"] == 3  # the case without foreground does not count
+    assert "endpoint_error" not in case_metrics()
+
+
+def test_diverged_registration_shows_in_the_mean():
+    fields = make_fields()
+    fields["ddf"][0, 0, 1, 1] = math.nan
+    assert math.isnan(run({"endpoint_error": RegistrationMetric("endpoint_error")}, [fields]).metrics["endpoint_error"])
 
 
 def test_score_may_be_a_function():
@@ -155,6 +222,10 @@ def test_refusals():
         run({"m": CaseMetric("psnr", candidate="intensity_map")}, make_outputs())
     with pytest.raises(NotComputableError, match="has seen no case"):
         CaseMetric("psnr").compute()
+    with pytest.raises(ValueError, match=r"score must be one of endpoint_error, .* folded, got 'epe'"):
+        RegistrationMetric("epe")
+    with pytest.raises(KeyError, match="no 'ddf' to score"):
+        run({"m": RegistrationMetric("folded")}, make_outputs())
 
 
 def score_in_a_group(rank, port, path):

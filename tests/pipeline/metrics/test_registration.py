@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.metrics import endpoint_error, folded_fraction, jacobian_determinant
+from pipeline.metrics import endpoint_error, folded_fraction, jacobian_determinant, points_inside
 
 SHAPES = [(8, 9), (5, 6, 7)]
 
@@ -67,6 +67,18 @@ def test_fold_is_found_where_it_is():
     determinant = jacobian_determinant(ddf)[0, 0]
     assert ((determinant <= 0).any(1).nonzero()[:, 0] == 5).all()
     assert folded_fraction(ddf).item() == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_points_inside(shape):
+    ddf = torch.zeros(2, len(shape), *shape)
+    assert points_inside(ddf).shape == (2, 1, *shape)
+    assert points_inside(ddf).all()
+    ddf[0, 0] = 2.5  # beyond the last row from the third last on
+    ddf[1, -1] = -1
+    inside = points_inside(ddf)[:, 0]
+    assert inside[0].nonzero()[:, 0].unique().tolist() == list(range(shape[0] - 3))
+    assert inside[1].nonzero()[:, -1].unique().tolist() == list(range(1, shape[-1]))
 
 
 def test_refusals():
