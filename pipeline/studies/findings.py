@@ -195,13 +195,13 @@ class Findings:
             "Each number is a mean over patients and seeds; a patient counts with the mean of its slices, each pair of "
             f"patient and seed once. Test patients by data set: {datasets}. {seeds} {_plural(seeds, 'seed')}."
         ]
-        if seeds == 1 and patients.max() == 1:
-            text.append("With one patient in each data set and one seed there are no intervals.")
+        if seeds == 1 and patients.sum() == 1:
+            text.append("With one patient and one seed there are no intervals.")
             return text
         text.append(
-            "In brackets are 95 % bootstrap intervals: patients, within their data set, and seeds are drawn with "
-            "replacement, each apart from the other. Differences and falls are paired by patient and seed. With few "
-            "patients and seeds such intervals are too short."
+            "In brackets are 95 % bootstrap intervals: patients (within their data set, or among all where each data set "
+            "has one) and seeds are drawn with replacement, each apart from the other. Differences and falls are paired "
+            "by patient and seed. With few patients and seeds such intervals are too short."
         )
         if seeds == 1:
             text.append("There is one seed: the intervals say nothing of how another training would come out.")

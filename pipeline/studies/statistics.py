@@ -24,7 +24,7 @@ class Estimate:
 
     Attributes:
         mean: over the units; nan if there are none.
-        low: lower end of the interval; nan where one patient (of each data set) and one seed tell nothing of it.
+        low: lower end of the interval; nan where one patient and one seed tell nothing of it.
         high: upper end.
         patients: how many entered.
         seeds: how many entered.
@@ -109,9 +109,10 @@ def estimate(
 ) -> Estimate:
     """Mean of one column over units, with a percentile bootstrap interval.
 
-    Patients (within their data set) and seeds are drawn with replacement, each apart from the other, and a unit counts
-    as often as its patient was drawn times as often as its seed was: the crossed bootstrap of Owen (The pigeonhole
-    bootstrap, Annals of Applied Statistics 2007). With two or three patients and seeds such an interval is too short.
+    Patients and seeds are drawn with replacement, each apart from the other, and a unit counts as often as its patient
+    was drawn times as often as its seed was: the crossed bootstrap of Owen (The pigeonhole bootstrap, Annals of Applied
+    Statistics 2007). Patients are drawn within their data set, or among all where each data set has one, as folds that
+    leave one out have. With two or three patients and seeds such an interval is too short.
 
     Args:
         units: ``dataset``, ``case``, ``seed`` and the column, each (dataset, case, seed) at most once.
@@ -132,6 +133,8 @@ def estimate(
     values = grid.to_numpy(dtype=float)
     present = ~np.isnan(values)
     patients_of = grid.groupby(level="dataset", sort=True).size().to_numpy()
+    if patients_of.max() == 1:  # folds of one data set that each leave one patient out
+        patients_of = patients_of.sum(keepdims=True)
     patients, seeds = values.shape
     low = high = np.nan
     if seeds > 1 or patients_of.max() > 1:

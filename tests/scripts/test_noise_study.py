@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from mlflow import MlflowClient
 from pipeline.data import make_phantom
 from pipeline.studies.cells import read_progress
 
-ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).parents[2] / "scripts" / "noise_study.py"
 TINY = {
     "spatial_size": [48, 48],
     "batch_size": 2,
@@ -39,9 +40,8 @@ def phantom(tmp_path_factory):
 
 
 def command(phantom, folder, *arguments):
-    script = [sys.executable, str(ROOT / "scripts" / "noise_study.py")]
     options = ["--dataset-dir", f"coarse={phantom}", "--output-dir", str(folder), "--devices", "cpu"]
-    return [*script, *arguments, *options]
+    return [sys.executable, str(SCRIPT), *arguments, *options]
 
 
 def study(folder, **content):
@@ -142,9 +142,7 @@ def undisturbed(phantom, tmp_path_factory):
 
 def test_a_broken_cell_is_reported_and_does_not_stop_the_rest(phantom, tmp_path):
     broken = {"reggan": {"network_def#registration#channels": [4] * 7}}  # too deep for 48 pixels
-    path = study(
-        tmp_path, methods=["reggan", "pix2pix"], noise={"affine": [1]}, steps=1, method_settings=broken
-    )
+    path = study(tmp_path, methods=["reggan", "pix2pix"], noise={"affine": [1]}, steps=1, method_settings=broken)
     done = run(command(phantom, tmp_path, "--study", path, "--tracking-uri", "none"))
     assert done.returncode == 1
     assert "1 of 2 cells are finished" in done.stdout
@@ -153,30 +151,41 @@ def test_a_broken_cell_is_reported_and_does_not_stop_the_rest(phantom, tmp_path)
     assert "spatial_size must be at least 256" in (tmp_path / "report" / "summary.md").read_text()
 
 
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("noise_study_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--study", "missing.yaml"], "study missing.yaml cannot be read"),
         (["--preset", "quick", "--jobs", "0"], "jobs must be at least 1, got 0"),
         (["--preset", "quick", "--split", "training"], "invalid choice: 'training'"),
+        (["--preset", "quick", "--dataset-dir", "a=nowhere"], "data set 'a': .*nowhere is no folder"),
+        (["--preset", "quick", "--dataset-dir", "nowhere"], "data sets are given as NAME=FOLDER, got 'nowhere'"),
+        (["--preset", "quick", "--dataset-dir", "a=.", "a=."], "data set 'a' is there twice"),
     ],
 )
-def test_bad_input_is_named(phantom, tmp_path, arguments, message):
-    done = run(command(phantom, tmp_path / "out", *arguments), cwd=tmp_path)
-    assert done.returncode == 2
-    assert message in done.stderr
+def test_bad_input_is_named(script, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    if "--dataset-dir" not in arguments:
+        arguments = [*arguments, "--dataset-dir", "here=."]
+    with pytest.raises(SystemExit, match="2"):
+        script.main([*arguments, "--output-dir", "out"])
+    assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 
 
-def test_bad_data_folder_is_named(tmp_path):
-    done = run(command(tmp_path / "nowhere", tmp_path / "out", "--preset", "quick"))
-    assert done.returncode == 2
-    assert f"data set 'coarse': {tmp_path / 'nowhere'} is no folder" in done.stderr
-
-
-def test_list_says_what_is_done(phantom, tmp_path):
-    done = run(command(phantom, tmp_path / "out", "--preset", "quick", "--list"))
-    assert done.returncode == 0
-    lines = [line.split() for line in done.stdout.splitlines()]
-    assert ["coarse-reggan-affine5-seed0", "train.json", "0%"] in lines
-    assert ["coarse-pix2pix-affine0-seed0", "train.json", "pix2pix.json", "0%"] in lines
+def test_list_says_what_is_done(script, tmp_path, capsys):
+    folder = tmp_path / "out" / "cells" / "here-pix2pix-affine0-seed0"
+    folder.mkdir(parents=True)
+    (folder / "done.json").write_text("{}")
+    arguments = ["--preset", "quick", "--dataset-dir", f"here={tmp_path}", "--output-dir", str(tmp_path / "out")]
+    assert script.main([*arguments, "--list"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["here-reggan-affine5-seed0", "train.json", "0%"] in lines
+    assert ["here-pix2pix-affine0-seed0", "train.json", "pix2pix.json", "100%"] in lines

@@ -156,7 +156,7 @@ def test_one_patient_and_one_seed_are_said(tmp_path, make_results):
     results = make_results(levels=ENDS, seeds=1, datasets={"d": 1}, slices=2)
     report = write(results, tmp_path)
     text = (tmp_path / "summary.md").read_text()
-    assert "With one patient in each data set and one seed there are no intervals." in text
+    assert "With one patient and one seed there are no intervals." in text
     assert not re.search(r"\d \[[-+\d]", text)
     assert "[" not in "".join(report.sentences)
 

@@ -76,8 +76,14 @@ def test_one_patient_and_one_seed_have_no_interval():
     assert math.isfinite(result.mean)
     assert math.isnan(result.low)
     assert math.isnan(result.high)
-    alone = pd.concat([units(1, 1), units(1, 1).assign(dataset="other")])
-    assert math.isnan(estimate(alone, "psnr").low)
+
+
+def test_folds_of_one_patient_each_are_drawn_among_each_other():
+    folds = pd.concat([units(1, 1), units(1, 1).assign(dataset="other")])
+    folds["psnr"] = [20.0, 22.0]
+    result = estimate(folds, "psnr")
+    assert (result.low, result.mean, result.high) == (20.0, 21.0, 22.0)
+    assert (result.patients, result.seeds, result.units) == (2, 1, 2)
 
 
 @pytest.mark.parametrize(("patients", "seeds"), [(1, 3), (4, 1), (4, 3)])
