@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import os
 import tempfile
 import warnings
@@ -93,9 +94,8 @@ class Exporter:
         slices = slices[(slices > BACKGROUND).flatten(1).any(1)]
         return slices[torch.linspace(0, len(slices) - 1, min(count, len(slices))).round().long()]
 
-    def random_images(self) -> list[Tensor]:
-        """Noise in [-1, 1]: at the size of the training, at an odd size, and as small as can be."""
-        least = self.metadata["minimum_size"]
+    def random_images(self, least: int) -> list[Tensor]:
+        """Noise in [-1, 1]: at the size of the training, at an odd size, and at the smallest, ``least`` pixels."""
         example = self.network.example_input()
         size = self.metadata["trained_size"] or example.shape[2:]
         shapes = [(2, size), (3, [max(least, length + 3 - 2 * axis) for axis, length in enumerate(size)])]
@@ -116,15 +116,15 @@ class Exporter:
 
         Raises:
             FileExistsError: the file exists and may not be overwritten.
-            ExportError: the suffix is unknown, a package is missing, or the difference is above `TOLERANCE`. Nothing is
-                left at ``path`` then, or what was there before.
+            ExportError: the suffix is unknown, a package is missing, the network cannot be exported in this way, or the
+                difference is above `TOLERANCE`. Nothing is left at ``path`` then, or what was there before.
         """
         path = Path(path)
         if path.suffix not in FORMATS:
             raise ExportError(f"the name of an export must end in {', '.join(FORMATS)}, got {path.name!r}")
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists already")
-        kinds: dict[str, tuple[Callable[[Path], None], Callable[[str], Any]]] = {
+        kinds: dict[str, tuple[Callable[[Path], int], Callable[[str], Any]]] = {
             ".ts": (self._write_torchscript, torch.jit.load),
             ".onnx": (self._write_onnx, OnnxNetwork),
             ".pt2": (self._write_program, lambda file: torch.export.load(file).module()),
@@ -134,13 +134,21 @@ class Exporter:
         # Beside its place under its own name, since some writers look at the suffix.
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
             beside = Path(folder) / path.name
-            with torch.no_grad(), _quiet():
-                write(beside)
-                exported = read(str(beside))
-                differences = {
-                    "random": self._difference(exported, self.random_images()),
-                    "real": self._difference(exported, [slices]),
-                }
+            try:
+                with torch.no_grad(), _quiet():
+                    least = write(beside)
+                    exported = read(str(beside))
+                    differences = {
+                        "random": self._difference(exported, self.random_images(least)),
+                        "real": self._difference(exported, [slices]),
+                    }
+            except ExportError:
+                raise
+            except Exception as error:  # each of the exporters and runtimes has exceptions of its own
+                raise ExportError(
+                    f"this {type(self.network).__name__} cannot be exported as {FORMATS[path.suffix]}, {path} was not "
+                    f"written: {type(error).__name__}: {str(error).strip()[:500]}"
+                ) from error
             faults = [f"{kind} {value:.2g}" for kind, value in differences.items() if not value <= TOLERANCE]
             if faults:
                 raise ExportError(
@@ -153,7 +161,9 @@ class Exporter:
     def _difference(self, exported: Callable[[Tensor], Tensor], batches: list[Tensor]) -> float:
         return max(float((exported(images) - self.network(images)).abs().max()) for images in batches)
 
-    def _write_torchscript(self, path: Path) -> None:
+    # What these return is the smallest size of an image that the file takes.
+
+    def _write_torchscript(self, path: Path) -> int:
         with tempfile.TemporaryDirectory() as folder:  # MONAI wants the weights alone in a file
             weights = Path(folder) / "model.pt"
             torch.save(self.network.inference_state_dict(), weights)
@@ -166,8 +176,9 @@ class Exporter:
                 **self.settings,
                 **{f"_meta_#{name}": value for name, value in self.metadata.items()},
             )
+        return self.metadata["minimum_size"]
 
-    def _write_onnx(self, path: Path) -> None:
+    def _write_onnx(self, path: Path) -> int:
         for name in ("onnx", "onnxscript"):
             if not optional_import(name)[1]:
                 raise ExportError(f"exporting to ONNX needs the package {name}: pip install -e '.[export]'")
@@ -176,7 +187,7 @@ class Exporter:
             (self.network.example_input(),),
             input_names=["image"],
             output_names=["pred"],
-            dynamic_shapes=self._dynamic_shapes(),
+            dynamic_shapes=self._dynamic_shapes(self.metadata["minimum_size"]),
             dynamo=True,
             verbose=False,
         )
@@ -184,15 +195,23 @@ class Exporter:
             raise ExportError("PyTorch's ONNX exporter returned nothing")
         program.model.metadata_props.update({name: json.dumps(value) for name, value in self.metadata.items()})
         program.save(str(path))
+        return self.metadata["minimum_size"]
 
-    def _write_program(self, path: Path) -> None:
-        example = self.network.example_input()
-        program = torch.export.export(self.network, (example,), dynamic_shapes=self._dynamic_shapes())
-        torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(self.metadata)})
+    def _write_program(self, path: Path) -> int:
+        example, least = self.network.example_input(), self.metadata["minimum_size"]
+        try:
+            program = torch.export.export(self.network, (example,), dynamic_shapes=self._dynamic_shapes(least))
+        except torch._dynamo.exc.UserError:
+            # Where sizes are filled up to a multiple, it cannot tell that the smallest become large enough.
+            least = 2 ** math.ceil(math.log2(least))
+            program = torch.export.export(self.network, (example,), dynamic_shapes=self._dynamic_shapes(least))
+        metadata = {**self.metadata, "minimum_size": least}
+        torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(metadata)})
+        return least
 
-    def _dynamic_shapes(self) -> tuple[dict[int, Any]]:
+    def _dynamic_shapes(self, least: int) -> tuple[dict[int, Any]]:
         axes = AXES[: self.network.example_input().ndim - 2]
-        sizes = {2 + n: torch.export.Dim(axis, min=self.metadata["minimum_size"]) for n, axis in enumerate(axes)}
+        sizes = {2 + n: torch.export.Dim(axis, min=least) for n, axis in enumerate(axes)}
         return ({0: torch.export.Dim("batch"), **sizes},)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
 import time
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.utils.others.generic import device_list
 
-from pipeline.bundle import first_cause
+from pipeline.bundle import CONFIG_FILE, first_cause
 from pipeline.data.datalist import name_of
 from pipeline.files import replacing
-from pipeline.handlers.checkpoint import EXTRA_STATE, CheckpointError, load_checkpoint, trained_size
+from pipeline.handlers.checkpoint import BEST, EXTRA_STATE, CheckpointError, load_checkpoint, trained_size
+from pipeline.handlers.provenance import redact
 from pipeline.label_app.infer import WEIGHTS, request_device
+from pipeline.packaging import PROVENANCE_FILE, SCORES
 from pipeline.translators import Translator
 
 STATS_FILE = "label_stats.json"
@@ -57,12 +61,14 @@ def training_settings(request: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def start_from(network: Translator, path: str | Path) -> None:
-    """Start a training from the weights that translate now; networks that only training has start anew.
+def start_from(network: Translator, path: str | Path, checkpoint: str | Path | None = None) -> None:
+    """Start a training from the weights that translate now.
 
     Args:
         network: of the training.
         path: ``model.pt`` of the same generator.
+        checkpoint: ``best.pt`` of the training that made them: the networks that only training has, such as the
+            discriminator, go on from there. They start anew if it is missing, damaged, or of other weights.
 
     Raises:
         CheckpointError: if the file cannot be read or its tensors do not fit.
@@ -85,28 +91,46 @@ def start_from(network: Translator, path: str | Path) -> None:
             f"{path} does not fit the network of the bundle's train.json, {len(faults)} tensors differ "
             f"({', '.join(faults[:3])}); pass pretrained false to start anew"
         )
+    whole = _whole_state(network, state, checkpoint)
     with torch.no_grad():
-        own = network.state_dict()
-        for name in expected:
-            if not name.endswith(_OF_THE_DATA):
-                own[name].copy_(state[name])
-    logger.info("training starts from %s", path)
+        for name, value in network.state_dict().items():
+            if name in whole and not name.endswith(_OF_THE_DATA):
+                value.copy_(whole[name])
+    logger.info("training starts from %s%s", path, "" if whole is state else f" and {checkpoint}")
+
+
+def _whole_state(network: Translator, state: dict[str, Any], checkpoint: str | Path | None) -> dict[str, Any]:
+    """The state that a checkpoint holds for all of a network, or ``state`` where that is of other weights."""
+    if checkpoint is None or not Path(checkpoint).is_file():
+        return state
+    try:
+        whole = load_checkpoint(checkpoint)["network"]
+    except (CheckpointError, KeyError) as error:
+        logger.warning("networks that only training has start anew: %s", error)
+        return state
+    of_network = {name: value for name, value in network.state_dict().items() if not name.endswith(_OF_THE_DATA)}
+    fits = all(name in whole and whole[name].shape == value.shape for name, value in of_network.items())
+    return whole if fits and all(torch.equal(whole[name], state[name]) for name in of_network.keys() & state) else state
 
 
 class Publisher:
     """Hand each epoch's weights over to the server when they are the best so far, and keep count of the epochs.
 
-    The server may kill a training at any time; what was best until then is in use by then. The weights of before the
-    training are kept in ``previous/`` beside the new ones.
+    The server may kill a training at any time; what was best until then is in use by then. Beside the weights lie the
+    config of the run and ``provenance.json``, which says what they are, in place of those of a packaged bundle. What
+    was there before the training is kept in ``previous/``.
 
     Args:
         source: ``model.pt`` of the run, written by `pipeline.handlers.CheckpointHandler`; attach behind that.
         target: the bundle's weights.
         stats: file for the state of the training, which the server shows.
+        pairs: how many pairs of the studies it trains on, validation included.
     """
 
-    def __init__(self, source: str | Path, target: str | Path, stats: str | Path) -> None:
+    def __init__(self, source: str | Path, target: str | Path, stats: str | Path, pairs: int) -> None:
         self.source, self.target, self.stats = Path(source), Path(target), Path(stats)
+        self.pairs = pairs
+        self._started_from: str | None = None
         self._set_aside = False
 
     def attach(self, engine: Engine) -> None:
@@ -115,23 +139,47 @@ class Publisher:
 
     def _publish(self, engine: Engine) -> None:
         state = engine.state
+        metrics = {name: float(value) for name, value in state.best_metrics.items()}
         if state.best_epoch == state.epoch:
-            if not self._set_aside and self.target.is_file():
-                stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(self.target.stat().st_mtime))
-                kept = self.target.parent / "previous" / f"{self.target.stem}-{stamp}{self.target.suffix}"
-                kept.parent.mkdir(exist_ok=True)
-                shutil.copy2(self.target, kept)
+            if not self._set_aside:
+                self._keep_previous()
             self._set_aside = True
+            provenance = {
+                "file": self.target.name,
+                "sha256": hashlib.sha256(self.source.read_bytes()).hexdigest(),
+                "trained_by": f"MONAI Label {metadata.version('monailabel')}",
+                "data_source": f"{self.pairs} pairs of the server's studies, validation included",
+                "started_from_sha256": self._started_from,
+                "config": CONFIG_FILE,
+                "training": {"epoch": state.epoch, "iteration": state.iteration},
+                "scores": {f"validation_{name}": metrics.get(name) for name in SCORES},
+            }
             with replacing(self.target) as path:
                 shutil.copyfile(self.source, path)
+            with replacing(self.target.with_name(CONFIG_FILE)) as path:
+                path.write_text(redact(self.source.with_name(CONFIG_FILE).read_text()))
+            with replacing(self.target.with_name(PROVENANCE_FILE)) as path:
+                path.write_text(json.dumps(provenance, indent=4) + "\n")
         with replacing(self.stats) as path:
             content = {
                 "epoch": state.epoch,
                 "max_epochs": state.max_epochs,
                 "best_epoch": state.best_epoch,
-                "best_metrics": {name: float(value) for name, value in state.best_metrics.items()},
+                "best_metrics": metrics,
             }
             path.write_text(json.dumps(content) + "\n")
+
+    def _keep_previous(self) -> None:
+        if not self.target.is_file():
+            return
+        self._started_from = hashlib.sha256(self.target.read_bytes()).hexdigest()
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(self.target.stat().st_mtime))
+        for name in (self.target.name, CONFIG_FILE, PROVENANCE_FILE):
+            path = self.target.with_name(name)
+            if path.is_file():
+                kept = path.parent / "previous" / f"{path.stem}-{stamp}{path.suffix}"
+                kept.parent.mkdir(exist_ok=True)
+                shutil.copy2(path, kept)
 
 
 class TranslationTrainTask(BundleTrainTask):
@@ -202,6 +250,7 @@ class TranslationTrainTask(BundleTrainTask):
             "source": "$@run_folder.output_dir / 'model.pt'",
             "target": str(self.weights),
             "stats": str(self.output_dir / STATS_FILE),
+            "pairs": len(pairs),
         }
         ours: dict[str, Any] = {
             "bundle_root": self.bundle_path,
@@ -221,11 +270,13 @@ class TranslationTrainTask(BundleTrainTask):
         elif self.tracking_uri:
             ours["tracking_uri"] = self.tracking_uri
         if settings["pretrained"] and self.weights.is_file():
+            # Still of the training before: a run sets the files of an earlier one aside when its trainer starts.
+            checkpoint = self.output_dir / "checkpoints" / BEST
             ours["spatial_size"] = trained_size(self.weights)
             ours["imports"] = [*self.bundle_config["imports"], f"$import {__name__}"]
             ours["initialize"] = [
                 *self.bundle_config["initialize"],
-                f"${__name__}.{start_from.__name__}(@network, {str(self.weights)!r})",
+                f"${__name__}.{start_from.__name__}(@network, {str(self.weights)!r}, {str(checkpoint)!r})",
             ]
         overrides.clear()
         overrides.update(ours)

@@ -200,9 +200,8 @@ class NICEGenerator(nn.Module):
         scale, shift = self.scale(style), self.shift(style)
         for block in self.residual:
             x = block(x, scale, shift)
-        for stage, up in enumerate(self.up, start=1):
-            factor = 2 ** (_DOWNSAMPLINGS - stage)
-            x = crop(up(x), [-(-length // factor) for length in size])
+        for up, lengths in zip(self.up, ([_half(length) for length in size], size), strict=True):
+            x = crop(up(x), lengths)
         return self.head(x)
 
     def _checked_size(self, image_size: Sequence[int]) -> tuple[int, ...]:
@@ -430,6 +429,13 @@ def _check_features(owner: str, features: Tensor, spatial_dims: int, channels: i
         raise ValueError(f"{owner} expects features of shape (batch, {channels}, {axes}), got {shape}")
 
 
+def _half(length: int) -> int:
+    """Half a size, rounded up."""
+    # As `_SpectralConv` has it, for torch.export compares the two. Not `-(-length // 2)`: in ONNX a negative quotient
+    # is rounded towards zero.
+    return (length + length % 2) // 2
+
+
 def _quarter(length: int) -> int:
     """Size of the features of an image of that size."""
-    return -(-length // 2**_DOWNSAMPLINGS)
+    return _half(_half(length))

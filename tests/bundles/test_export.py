@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from monai.bundle.scripts import run as run_bundle
 from monai.data import load_net_with_metadata
 
@@ -96,6 +97,39 @@ def test_exports_say_what_inference_has_to_know(exports, trained_run, name):
     assert metadata["source_intensity"] == {"_target_": "transforms.ScaleMRIntensityd", "keys": "image"}
     assert metadata["minimum_size"] == 5
     assert metadata["trained_as"] == "CycleGANTranslator(adversarial, correction, smoothness)"
+
+
+@pytest.fixture(scope="module", params=["unit", "munit", "nicegan"])
+def other_backbone(request, settings, tmp_path_factory):
+    """An exporter of untrained weights of another backbone."""
+    folder, chain = (
+        tmp_path_factory.mktemp(request.param),
+        [CONFIGS / "inference.json", CONFIGS / f"{request.param}.json"],
+    )
+    parser = ConfigParser()
+    parser.read_config([str(path) for path in chain])
+    parser.update({**settings, "checkpoint": "", "image_size": [32, 32]})
+    torch.manual_seed(0)
+    network = parser.get_parsed_content("network_def")
+    network.describe_data((0, 700), (32, 32))
+    torch.save(network.inference_state_dict(), folder / "model.pt")
+    return Exporter(chain, folder / "model.pt", CONFIGS / "metadata.json", settings)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_other_backbones_are_exported_or_refused(other_backbone, tmp_path, name):
+    path = tmp_path / name
+    if name == "model.pt2" and type(other_backbone.network).__name__ == "NICETranslator":
+        with pytest.raises(ExportError, match=r"this NICETranslator cannot be exported as torch\.export"):
+            other_backbone.export(path, other_backbone.slices())
+        assert not list(tmp_path.iterdir())
+        return
+    other_backbone.export(path, other_backbone.slices())
+    network, metadata = opened(path)
+    for shape in ((1, 1, 32, 32), (3, 1, 31, 45), (2, 1, metadata["minimum_size"], 18)):
+        images = torch.rand(shape) * 2 - 1
+        with torch.no_grad():
+            torch.testing.assert_close(network(images), other_backbone.network(images), atol=1e-4, rtol=0)
 
 
 def test_onnx_file_is_valid_and_its_axes_are_free(exports):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import json
 import shutil
 import time
 
@@ -17,6 +19,12 @@ import torch
 
 from pipeline.label_app.train import start_from, training_settings
 
+PACKAGED = {"file": "model.pt", "data_source": "what a package says"}
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
@@ -28,6 +36,7 @@ def own_bundles(bundles, tmp_path_factory):
     """Bundles that training may write to."""
     folder = tmp_path_factory.mktemp("own") / "bundles"
     shutil.copytree(bundles, folder)
+    (folder / "reggan" / "models" / "provenance.json").write_text(json.dumps(PACKAGED))
     return folder
 
 
@@ -70,7 +79,16 @@ def test_new_weights_are_used_after_training(server, own_bundles, outputs, store
     assert np.abs(after - before).max() > 1
     weights = torch.load(own_bundles / "reggan" / "models" / "model.pt")
     assert weights["trained_size"].tolist() == [64, 64, 0]  # as before: it went on from those weights
-    assert len(list((own_bundles / "reggan" / "models" / "previous").iterdir())) == 1
+
+    models = own_bundles / "reggan" / "models"
+    provenance = json.loads((models / "provenance.json").read_text())
+    assert provenance["sha256"] == digest(models / "model.pt")
+    assert provenance["started_from_sha256"] == digest(next((models / "previous").glob("model-*.pt")))
+    assert provenance["data_source"].startswith("2 pairs")
+    assert provenance["scores"]["validation_psnr"] == pytest.approx(stats["best_metrics"]["psnr"])
+    assert (models / "config.json").read_text() == (outputs / "reggan" / "config.json").read_text()
+    [kept] = (models / "previous").glob("provenance-*.json")  # of the weights of before
+    assert json.loads(kept.read_text()) == PACKAGED
 
     runs = mlflow.MlflowClient(store).search_runs(
         [mlflow.MlflowClient(store).get_experiment_by_name("reggan").experiment_id]
@@ -160,3 +178,40 @@ def test_starting_from_weights_leaves_training_only_networks_and_the_data_alone(
     for name, value in network.state_dict().items():
         taken = name in inference and name not in ("target_window", "trained_size", "_extra_state")
         torch.testing.assert_close(value, inference[name] if taken else fresh[name], rtol=0, atol=0)
+
+
+def spoil_nothing(path, state):
+    torch.save({"network": state}, path)
+
+
+def of_other_weights(path, state):
+    torch.save({"network": {name: value + 1 for name, value in state.items()}}, path)
+
+
+def of_other_networks(path, state):
+    torch.save({"network": {name: value for name, value in state.items() if "discriminator" not in name}}, path)
+
+
+def cut_short(path, state):
+    torch.save({"network": state}, path)
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize(
+    ("write", "goes_on"),
+    [(spoil_nothing, True), (of_other_weights, False), (of_other_networks, False), (cut_short, False)],
+)
+def test_training_only_networks_go_on_from_the_checkpoint_of_the_same_weights(
+    make_translator, tmp_path, write, goes_on
+):
+    trained = make_translator(seed=1)
+    trained.describe_data((0.0, 700.0), (32, 32))
+    torch.save(trained.inference_state_dict(), tmp_path / "model.pt")
+    write(tmp_path / "best.pt", trained.state_dict())
+    network = make_translator(seed=2)
+    fresh = {name: value.clone() for name, value in network.state_dict().items()}
+    start_from(network, tmp_path / "model.pt", tmp_path / "best.pt")
+    expected = trained.state_dict()
+    for name, value in network.named_parameters():
+        of_training = name.startswith(("discriminator", "registration"))
+        torch.testing.assert_close(value.data, fresh[name] if of_training and not goes_on else expected[name])
