@@ -199,9 +199,9 @@ class Findings:
             text.append("With one patient and one seed there are no intervals.")
             return text
         text.append(
-            "In brackets are 95 % bootstrap intervals: patients (within their data set, or among all where each data set "
-            "has one) and seeds are drawn with replacement, each apart from the other. Differences and falls are paired "
-            "by patient and seed. With few patients and seeds such intervals are too short."
+            "In brackets are 95 % bootstrap intervals: patients (within their data set, or among all where each data "
+            "set has one) and seeds are drawn with replacement, each apart from the other. Differences and falls are "
+            "paired by patient and seed. With few patients and seeds such intervals are too short."
         )
         if seeds == 1:
             text.append("There is one seed: the intervals say nothing of how another training would come out.")
