@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow import MlflowClient
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from pipeline.handlers import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-DEFAULTS = json.loads((ROOT / "bundles" / "reggan" / "configs" / "train.json").read_text())
+CONFIGS = ROOT / "bundles" / "reggan" / "configs"
+DEFAULTS = json.loads((CONFIGS / "train.json").read_text())
 HEEDING_CTRL_C = (
     "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
 )
@@ -42,7 +43,7 @@ def command_line(dataset_dir, output_dir, *more, config="bundles/reggan/configs/
     return [sys.executable, "-m", "monai.bundle", "run", *run_id, "--config_file", config, *pairs, *more]
 
 
-@pytest.mark.parametrize("chain", [("train.json",), ("train.json", "paper.json")])
+@pytest.mark.parametrize("chain", [("train.json",), ("train.json", "paper.json"), ("train.json", "augmentation.json")])
 def test_every_training_chain_runs(run_config, tmp_path, capsys, chain):
     run_config(*chain, run_id="training")
     written = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}
@@ -187,3 +188,26 @@ def test_ctrl_c_is_recorded_as_killed(dataset_dir, tmp_path):
     assert process.wait(timeout=120) != 0
     run_id = json.loads((tmp_path / "run" / "mlflow_run.json").read_text())["run_id"]
     assert MlflowClient(store).get_run(run_id).info.status == "KILLED"
+
+
+def test_augmentation_changes_the_source_alone_and_no_background():
+    [(name, config)] = json.loads((CONFIGS / "augmentation.json").read_text()).items()
+    assert name == "train#dataset#slice_transform"
+    transform = ConfigParser({"transform": config}).get_parsed_content("transform")
+    transform.set_random_state(seed=0)
+    pair = {"image": torch.full((1, 32, 32), -1.0), "label": torch.full((1, 32, 32), -1.0)}
+    inside = torch.rand(1, 16, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pair["image"][:, 4:20, 8:20] = inside
+    pair["label"][:, 4:20, 8:20] = -inside
+    mirrored = 0
+    for _ in range(20):
+        result = transform({key: image.clone() for key, image in pair.items()})
+        flipped = not torch.equal(result["label"], pair["label"])
+        mirrored += flipped
+        label, image = (result[key].flip(1) if flipped else result[key] for key in ("label", "image"))
+        assert torch.equal(label, pair["label"])
+        assert (image[pair["image"] == -1] == -1).all()
+        assert image.min() >= -1
+        assert image.max() <= 1
+    assert 0 < mirrored < 20
+    assert not torch.equal(image, pair["image"])
