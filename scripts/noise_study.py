@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.bundle import project_dir
-from pipeline.studies import noise
-from pipeline.studies.grid import Study
+from pipeline.studies.noise.grid import Study
+from pipeline.studies.noise.study import listing, parse_datasets, run_study
 
 PRESETS = Path(__file__).resolve().parent / "studies"
 
@@ -61,15 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         study = Study.load(options.study or PRESETS / f"{options.preset}.yaml")
         if options.dataset_dir:
-            study = replace(study, datasets=noise.parse_datasets(options.dataset_dir))
+            study = replace(study, datasets=parse_datasets(options.dataset_dir))
         if options.split:
             study = replace(study, split=options.split)
         folder = (options.output_dir or project_dir() / "outputs" / study.name).expanduser().absolute()
         if options.list:
-            print(noise.listing(study, folder))
+            print(listing(study, folder))
             return 0
         command = ["python", "scripts/noise_study.py", *(sys.argv[1:] if arguments is None else arguments)]
-        return noise.run_study(
+        return run_study(
             study,
             folder,
             jobs=options.jobs,

@@ -17,7 +17,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.data import make_phantom
-from pipeline.studies.cells import read_progress
+from pipeline.studies.noise.cells import read_progress
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "noise_study.py"
 TINY = {

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.studies.document import Picture
-from pipeline.studies.figures import method_order
-from pipeline.studies.findings import Condition, condition_name
-from pipeline.studies.galleries import (
+from pipeline.studies.report.document import Picture
+from pipeline.studies.report.figures import method_order
+from pipeline.studies.report.findings import Condition, condition_name
+from pipeline.studies.report.galleries import (
     CellSamples,
     Slice,
     Translation,

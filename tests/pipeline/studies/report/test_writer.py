@@ -12,10 +12,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from pipeline.handlers import panels
-from pipeline.studies import figures
-from pipeline.studies.findings import Findings
-from pipeline.studies.galleries import CellSamples, error_limit, shared_slices
-from pipeline.studies.report import write_report
+from pipeline.studies.report import figures
+from pipeline.studies.report.findings import Findings
+from pipeline.studies.report.galleries import CellSamples, error_limit, shared_slices
+from pipeline.studies.report.writer import write_report
 
 PNG = b"\x89PNG\r\n\x1a\n"
 ENDS = (("affine", 0.0), ("affine", 5.0))

@@ -87,7 +87,7 @@ def as_html(title: str, sections: Sequence[Section], folder: Path) -> str:
         folder: where the pictures lie.
     """
     environment = Environment(
-        loader=PackageLoader("pipeline.studies"),
+        loader=PackageLoader("pipeline.studies.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -10,13 +10,13 @@ import pandas as pd
 
 from pipeline.files import replacing
 from pipeline.handlers.tables import MISSING
-from pipeline.studies.document import Picture, Section, Table, as_html, as_markdown
-from pipeline.studies.exhibits import SHOWN, draw_exhibits
-from pipeline.studies.figures import draw_curves
-from pipeline.studies.findings import Findings, condition_name, interval
-from pipeline.studies.galleries import CellSamples
-from pipeline.studies.measures import BASELINES, METRICS, QUALITY, Metric
-from pipeline.studies.statistics import CLEAN, REFERENCES
+from pipeline.studies.report.document import Picture, Section, Table, as_html, as_markdown
+from pipeline.studies.report.exhibits import SHOWN, draw_exhibits
+from pipeline.studies.report.figures import draw_curves
+from pipeline.studies.report.findings import Findings, condition_name, interval
+from pipeline.studies.report.galleries import CellSamples
+from pipeline.studies.report.measures import BASELINES, METRICS, QUALITY, Metric
+from pipeline.studies.report.statistics import CLEAN, REFERENCES
 
 REGISTRATION = ("endpoint_error", "folded")
 LEAK_AND_BLUR = ("source_information", "high_frequency")

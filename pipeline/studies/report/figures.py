@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter
 
 from pipeline.files import replacing
 from pipeline.methods import METHODS
-from pipeline.studies.measures import BASELINES, METRICS, Metric
+from pipeline.studies.report.measures import BASELINES, METRICS, Metric
 
 DPI = 200
 WIDTH = 7.2  # inches; the text of an A4 page

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
-from pipeline.studies.measures import KEYS, KINDS, Metric, metrics_of
+from pipeline.studies.report.measures import KEYS, KINDS, Metric, metrics_of
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95

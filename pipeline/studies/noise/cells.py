@@ -1,7 +1,7 @@
 """One cell of a study: a training and its evaluation, in a process of its own.
 
-``python -m pipeline.studies.cells FOLDER PARENT`` does what ``FOLDER/cell.json`` says, while the process PARENT lives.
-A cell that was stopped goes on from its last checkpoint, and ends with the very numbers of one that was not.
+``python -m pipeline.studies.noise.cells FOLDER PARENT`` does what ``FOLDER/cell.json`` says, while the process PARENT
+lives. A cell that was stopped goes on from its last checkpoint, and ends with the very numbers of one that was not.
 """
 
 from __future__ import annotations

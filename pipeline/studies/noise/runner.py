@@ -18,8 +18,16 @@ import pandas as pd
 from tqdm import tqdm
 
 from pipeline.files import ProcessLock, replacing
-from pipeline.studies.cells import CELL_FILE, ERROR_FILE, LOG_FILE, is_finished, read_cases, read_done, read_progress
-from pipeline.studies.grid import Cell, Study
+from pipeline.studies.noise.cells import (
+    CELL_FILE,
+    ERROR_FILE,
+    LOG_FILE,
+    is_finished,
+    read_cases,
+    read_done,
+    read_progress,
+)
+from pipeline.studies.noise.grid import Cell, Study
 
 STUDY_FILE, RESULTS_FILE, CELLS_FOLDER = "study.json", "results.csv", "cells"
 POLL_INTERVAL = 0.2  # seconds
@@ -174,7 +182,7 @@ class StudyRunner:
             environment["OMP_NUM_THREADS"] = str(len(cores))
         with (folder / LOG_FILE).open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.studies.cells", str(folder), str(os.getpid())],
+                [sys.executable, "-m", "pipeline.studies.noise.cells", str(folder), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

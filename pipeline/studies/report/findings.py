@@ -8,9 +8,9 @@ from itertools import product
 
 import pandas as pd
 
-from pipeline.studies.figures import method_order
-from pipeline.studies.measures import BASELINES, KIND_TITLES, METRICS, Metric
-from pipeline.studies.statistics import CLEAN, REFERENCES, differences, falls, left_out, summarise, unit_values
+from pipeline.studies.report.figures import method_order
+from pipeline.studies.report.measures import BASELINES, KIND_TITLES, METRICS, Metric
+from pipeline.studies.report.statistics import CLEAN, REFERENCES, differences, falls, left_out, summarise, unit_values
 
 MOST_COMPARED = 4  # methods that are compared in words; the tables have all
 MOST_NAMED = 12  # missing cells that are named

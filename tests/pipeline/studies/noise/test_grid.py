@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.bundle import bundle_dir
-from pipeline.studies.grid import Cell, Study
+from pipeline.studies.noise.grid import Cell, Study
 
-PRESETS = Path(__file__).parents[3] / "scripts" / "studies"
+PRESETS = Path(__file__).parents[4] / "scripts" / "studies"
 LEAST = {"name": "a", "methods": ["pix2pix", "reggan"], "noise": {"affine": [0, 5]}}
 
 

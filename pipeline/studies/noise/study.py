@@ -11,12 +11,12 @@ import pandas as pd
 from pipeline.bundle import project_dir
 from pipeline.data import ensure_phantom
 from pipeline.handlers.tables import plain_table
-from pipeline.studies.cells import SAMPLES, is_finished, read_done, read_progress
-from pipeline.studies.galleries import CellSamples
-from pipeline.studies.grid import Cell, Study
-from pipeline.studies.report import Report, write_report
-from pipeline.studies.runner import StudyRunner, cell_folder, duration
-from pipeline.studies.tracking import StudyTracker
+from pipeline.studies.noise.cells import SAMPLES, is_finished, read_done, read_progress
+from pipeline.studies.noise.grid import Cell, Study
+from pipeline.studies.noise.runner import StudyRunner, cell_folder, duration
+from pipeline.studies.noise.tracking import StudyTracker
+from pipeline.studies.report.galleries import CellSamples
+from pipeline.studies.report.writer import Report, write_report
 
 REPORT_FOLDER = "report"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.studies.galleries import CellSamples
+from pipeline.studies.report.galleries import CellSamples
 
 # PSNR at level 0 and what each level takes from it.
 PSNR = {"pix2pix": (27.0, 1.6), "cyclegan": (22.0, 0.2), "reggan": (26.5, 0.4)}
