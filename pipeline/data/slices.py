@@ -199,10 +199,14 @@ class SliceDataset(Dataset):
     def __len__(self) -> int:
         return len(self._slices)
 
-    def __getitem__(self, index: int) -> Any:
-        """Return one slice pair, through ``slice_transform`` if there is one."""
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one slice pair, through ``slice_transform`` if there is one; images are plain tensors all the same."""
         image, label = self._images[index], self._labels[index]
         if self.slice_transform is not None:
             image, label = image.clone(), label.clone()  # a transform may write in place
         item = {"image": image, "label": label, "case": self._cases[index], "slice": self._slices[index]}
-        return item if self.slice_transform is None else self.slice_transform(item)
+        if self.slice_transform is None:
+            return item
+        item = self.slice_transform(item)
+        # MONAI's transforms return MetaTensors, which cost time in every operation and do not belong in checkpoints
+        return item | {key: convert_to_tensor(item[key], track_meta=False) for key in ("image", "label")}

@@ -43,7 +43,9 @@ def command_line(dataset_dir, output_dir, *more, config="bundles/reggan/configs/
     return [sys.executable, "-m", "monai.bundle", "run", *run_id, "--config_file", config, *pairs, *more]
 
 
-@pytest.mark.parametrize("chain", [("train.json",), ("train.json", "paper.json"), ("train.json", "augmentation.json")])
+@pytest.mark.parametrize(
+    "chain", [("train.json",), ("train.json", "paper.json"), ("train.json", "cycle.json", "augmentation.json")]
+)
 def test_every_training_chain_runs(run_config, tmp_path, capsys, chain):
     run_config(*chain, run_id="training")
     written = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}
@@ -59,6 +61,7 @@ def test_every_training_chain_runs(run_config, tmp_path, capsys, chain):
         assert row in printed
     assert str(tmp_path / "run" / "model.pt") in printed
     assert "MLflow" not in printed  # tracking is off here
+    load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")  # holds nothing but tensors and plain values
 
 
 @pytest.mark.parametrize(

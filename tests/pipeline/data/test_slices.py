@@ -202,6 +202,12 @@ def test_slice_transform_draws_by_the_seed(make_pair):
     torch.testing.assert_close(epoch(1), first, rtol=0, atol=0)
 
 
+def test_slice_transform_leaves_plain_tensors(make_pair):
+    flip = RandFlipd(("image", "label"), prob=1.0, spatial_axis=0)
+    item = SliceDataset([make_pair("a")], preprocessing(), slice_transform=flip)[0]
+    assert type(item["image"]) is type(item["label"]) is torch.Tensor
+
+
 def test_slice_transform_cannot_spoil_the_data(make_pair):
     def zero(item):
         for key in KEYS:
