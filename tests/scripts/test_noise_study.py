@@ -29,7 +29,13 @@ TINY = {
     "network_def#registration#channels": [4, 8],
 }
 # Long enough to be stopped in the middle, with checkpoints behind it and epochs before it.
-STOPPED = {"methods": ["reggan"], "noise": {"affine": [5]}, "steps": 150, "overlays": ["augmentation.json"]}
+STOPPED = {
+    "methods": ["reggan"],
+    "noise": {"affine": [5]},
+    "steps": 300,
+    "overlays": ["augmentation.json"],
+    "settings": {"val_interval": "$@max_epochs", "picture_interval": "$@max_epochs"},
+}
 
 
 @pytest.fixture(scope="module")
