@@ -162,11 +162,12 @@ class StudyRunner:
                 continue
             there = json.loads(path.read_text(encoding="utf-8"))
             wanted = self.describe(cell)
-            changed = [name for name in wanted if there.get(name) != wanted[name]]
-            if changed:
+            changed = _first_difference(there, wanted)
+            if changed is not None:
+                name, before, now = changed
                 raise ValueError(
-                    f"{path.parent} holds a run of other settings: {changed[0]} is {there.get(changed[0])!r}, now "
-                    f"{wanted[changed[0]]!r}; choose another output folder, or delete that one"
+                    f"{path.parent} holds a run of other settings: {name} is {before!r}, now {now!r}; choose another "
+                    "output folder, or delete that one"
                 )
 
     def _start(self, cell: Cell, slot: int) -> _Running:
@@ -250,6 +251,20 @@ class StudyRunner:
 
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:g}/{total} cells, {elapsed} spent{postfix}"
+
+
+def _first_difference(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The path of the first entry of ``wanted`` that differs, with both values; None where all are the same."""
+    for name in wanted:
+        before, now = there.get(name), wanted[name]
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            keys = dict.fromkeys((*before, *now))
+            for key in keys:
+                if before.get(key) != now.get(key):
+                    return f"{name}#{key}", before.get(key), now.get(key)
+        elif before != now:
+            return name, before, now
+    return None
 
 
 def _mean(values: Sequence[float]) -> float:
