@@ -114,7 +114,7 @@ def test_quick_preset(phantom, tmp_path):
     assert "holds a run of other settings: settings#decay_epochs is 0, now None" in refused.stderr
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("kind", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
 def test_stopped_and_started_again_equals_undisturbed(phantom, tmp_path, undisturbed, kind):
     line = command(phantom, tmp_path, "--study", study(tmp_path, **STOPPED), "--tracking-uri", "none")
     started = subprocess.Popen(
