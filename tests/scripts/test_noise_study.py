@@ -32,7 +32,7 @@ TINY = {
 STOPPED = {
     "methods": ["reggan"],
     "noise": {"affine": [5]},
-    "steps": 300,
+    "steps": 200,
     "overlays": ["augmentation.json"],
     "settings": {"val_interval": "$@max_epochs", "picture_interval": "$@max_epochs"},
 }
