@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--preset",
         choices=sorted(path.stem for path in PRESETS.glob("*.yaml")),
         default="cpu",
-        help="a study of this project: quick (minutes), cpu (small networks; with --jobs 2 about 45 minutes on two "
+        help="a study of this project: quick (minutes), cpu (small networks; with --jobs 2 about an hour on two "
         "cores for each data set), paper (wants GPUs); default: %(default)s",
     )
     what.add_argument(
