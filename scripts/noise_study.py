@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--split", choices=("test", "validation"), help="patients that are scored (default: the study's)"
     )
     parser.add_argument("--output-dir", type=Path, help="the study's folder (default: outputs/NAME)")
-    parser.add_argument("--jobs", type=int, default=1, help="cells at a time (default: 1)")
+    parser.add_argument("--jobs", type=int, help="cells at a time (default: one for each device)")
     parser.add_argument(
         "--devices", nargs="+", default=["auto"], help="where they run, in turns, such as cuda:0 cuda:1 (default: auto)"
     )
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run_study(
             study,
             folder,
-            jobs=options.jobs,
+            jobs=len(options.devices) if options.jobs is None else options.jobs,
             devices=options.devices,
             tracking_uri=options.tracking_uri,
             command=" ".join(command),

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from mlflow import MlflowClient
 
 from pipeline.data import make_phantom
 from pipeline.studies.noise.cells import read_progress
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "noise_study.py"
+QUICK = SCRIPT.parent / "studies" / "quick.yaml"
 TINY = {
     "spatial_size": [48, 48],
     "batch_size": 2,
@@ -45,8 +47,8 @@ def phantom(tmp_path_factory):
     return folder
 
 
-def command(phantom, folder, *arguments):
-    options = ["--dataset-dir", f"coarse={phantom}", "--output-dir", str(folder), "--devices", "cpu"]
+def command(phantom, folder, *arguments, devices=("cpu",)):
+    options = ["--dataset-dir", f"coarse={phantom}", "--output-dir", str(folder), "--devices", *devices]
     return [sys.executable, str(SCRIPT), *arguments, *options]
 
 
@@ -67,10 +69,12 @@ def results(folder):
 
 def test_quick_preset(phantom, tmp_path):
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    line = command(phantom, tmp_path / "out", "--preset", "quick", "--jobs", "2", "--tracking-uri", store)
-    done = run(line)
+    devices = ("cpu", "cpu:0")  # two names of the one that is everywhere; a job for each
+    done = run(command(phantom, tmp_path / "out", "--preset", "quick", "--tracking-uri", store, devices=devices))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "4 of 4 cells are finished" in done.stdout
+    cells = [json.loads(path.read_text()) for path in (tmp_path / "out" / "cells").glob("*/cell.json")]
+    assert {cell["run"]["device"] for cell in cells} == set(devices)
     table = results(tmp_path / "out")
     assert set(zip(table["method"], table["noise_level"], strict=True)) == {
         (method, level) for method in ("pix2pix", "reggan") for level in (0, 5)
@@ -100,12 +104,21 @@ def test_quick_preset(phantom, tmp_path):
     assert {"report/report.html", "report/summary.md", "report/quality.png"} <= names
     assert len(client.search_runs(experiment.experiment_id)) == 5
 
-    # Nothing is run again, and the parent stays the one that there is.
+    # A level that is added is run, what is there is not, and the parent stays the one that there is.
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("done.json")}
-    again = run(line)
+    grown = yaml.safe_load(QUICK.read_text())
+    grown["noise"]["affine"] += [2]
+    grown["method_noise"] = {"reggan": {"affine": [0, 5]}}
+    (tmp_path / "grown.yaml").write_text(yaml.safe_dump(grown))
+    line = ["--study", str(tmp_path / "grown.yaml"), "--tracking-uri", store]
+    again = run(command(phantom, tmp_path / "out", *line))
     assert again.returncode == 0, again.stderr[-3000:]
+    assert "5 of 5 cells are finished" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert len(client.search_runs(experiment.experiment_id)) == 5
+    levels = results(tmp_path / "out").groupby("method")["noise_level"].unique()
+    assert {method: set(found) for method, found in levels.items()} == {"pix2pix": {0, 2, 5}, "reggan": {0, 5}}
+    assert len(client.search_runs(experiment.experiment_id)) == 6
+    assert "psnr/pix2pix/affine2" in client.get_run(parent.info.run_id).data.metrics
 
     # Another setting does not mix with what is there.
     other = study(tmp_path, name="noise-study-quick", methods=["reggan"], noise={"affine": [5]}, steps=9)
