@@ -19,7 +19,7 @@ from monai.bundle import ConfigParser
 from monai.bundle.reference_resolver import ReferenceResolver
 
 from pipeline.files import ProcessLock, replacing
-from pipeline.handlers.checkpoint import LAST
+from pipeline.models import LAST
 
 CONFIG_FILE = "config.json"
 # What a run writes into its folder; an earlier run's files of these names are set aside before a new one starts.
@@ -128,12 +128,16 @@ def spatial_size(value: Any, spatial_dims: int = 2) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def by_size(network_size: str, **values: Any) -> Any:
+def by_size(network_size: str | None, **values: Any) -> Any:
     """The one of several values that belongs to a size of networks, such as ``by_size(size, small=16, paper=64)``.
+
+    None, the size of a model that knows its networks itself, gives None: nothing is asked for.
 
     Raises:
         ValueError: if no value is given for that size.
     """
+    if network_size is None:
+        return None
     if network_size not in values:
         raise ValueError(f"network_size must be one of {sorted(values)}, got {network_size!r}")
     return values[network_size]

@@ -18,7 +18,7 @@ from pipeline.bundle import CONFIG_FILE, all_references, first_cause
 from pipeline.files import replacing
 from pipeline.handlers import load_checkpoint
 from pipeline.handlers.checkpoint import BEST, MODEL
-from pipeline.handlers.provenance import environment, git_state, redact
+from pipeline.provenance import environment, git_state, redact
 from pipeline.translators import Translator
 
 CODE = ("pipeline", "transforms")

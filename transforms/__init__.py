@@ -1,6 +1,7 @@
 """MONAI dictionary transforms of the bundle: intensity, resampling and synthetic deformation noise."""
 
 from transforms.deformation import MAX_NOISE_LEVEL, NOISE_KINDS, DeformationNoise, RandDeformationNoised
+from transforms.description import DESCRIPTION_KEY, DescribeVolumed, describe_volume
 from transforms.displacement import Deformation, deform, true_displacement
 from transforms.intensity import (
     WINDOW_KEY,
@@ -22,11 +23,13 @@ from transforms.resampling import (
 )
 
 __all__ = [
+    "DESCRIPTION_KEY",
     "MAX_NOISE_LEVEL",
     "NOISE_KINDS",
     "WINDOW_KEY",
     "Deformation",
     "DeformationNoise",
+    "DescribeVolumed",
     "RandDeformationNoised",
     "ResampleInPlane",
     "ResampleInPlaned",
@@ -39,6 +42,7 @@ __all__ = [
     "ToVolume",
     "ToVolumed",
     "deform",
+    "describe_volume",
     "extract_slices",
     "nonempty_slices",
     "stack_slices",

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -45,9 +46,21 @@ class Cases(dict[str, list[dict[str, str]]]):
 
     Attributes:
         digest: SHA-256 over names and contents of all files (see `check_cases`); None if the files were not checked.
+        modalities: names of the modalities, ``source`` and ``target``, as far as the datalist tells them.
     """
 
     digest: str | None = None
+    modalities: Mapping[str, str] = MappingProxyType({})
+
+    def modalities_or(self, source: str | None = None, target: str | None = None) -> dict[str, str | None]:
+        """The names of the modalities: those given, or else the datalist's.
+
+        Args:
+            source: given name of the source's.
+            target: given name of the target's.
+        """
+        given = {"source": source, "target": target}
+        return {name: value or self.modalities.get(name) for name, value in given.items()}
 
     def require(self, split: str) -> list[dict[str, str]]:
         """Return one list, making sure that there is something in it.
@@ -202,6 +215,7 @@ def _list_json(path: Path, root: Path) -> tuple[Cases, list[str]]:
     if "training" not in content:
         keys = ", ".join(f'"{key}"' for key in content) or "nothing"
         return cases, [f'{path}: expected a list "training", found {keys}']
+    cases.modalities = _modalities(content.get("modality"))
     faults = []
     for split in SPLITS:
         items = content.get(split, [])
@@ -217,6 +231,14 @@ def _list_json(path: Path, root: Path) -> tuple[Cases, list[str]]:
             else:
                 cases[split].append(_entry(item, path.parent, root))
     return cases, faults
+
+
+def _modalities(said: Any) -> dict[str, str]:
+    """Names of the modalities out of a datalist: the Decathlon names an image's channels, we the label's as well."""
+    names = said if isinstance(said, dict) else {}
+    places = {"source": ("image", "source", "0"), "target": ("label", "target")}
+    found = {domain: next((names[key] for key in keys if key in names), None) for domain, keys in places.items()}
+    return {domain: str(name) for domain, name in found.items() if name}
 
 
 def _kind(value: Any) -> str:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from pipeline.data.datalist import name_of
-from transforms import WINDOW_KEY, extract_slices, nonempty_slices
+from transforms import DESCRIPTION_KEY, WINDOW_KEY, extract_slices, nonempty_slices
 
 __all__ = ["SliceDataset"]
 
@@ -31,6 +31,7 @@ class _Volume:
     image: torch.Tensor
     label: torch.Tensor
     window: tuple[float, float] | None
+    description: dict[str, dict[str, Any]] | None
 
 
 class SliceDataset(Dataset):
@@ -51,6 +52,10 @@ class SliceDataset(Dataset):
         slice_transform: applied to an item's dictionary whenever it is asked for (random augmentation, say).
         num_workers: threads that preprocess volumes; 0 works in the calling thread.
         progress: whether to show a progress bar while preprocessing.
+
+    Attributes:
+        descriptions: what `transforms.DescribeVolumed` said of each pair, by key; None where it did not.
+        patients: number of patients.
 
     Raises:
         ValueError: ``data`` is empty or malformed, a transformed pair is no ``(1, H, W, D)`` of one shape, slices
@@ -116,6 +121,7 @@ class SliceDataset(Dataset):
                 cause = cause.__cause__
             raise RuntimeError(f"preprocessing {name} failed: {cause}") from error
         window = getattr(pair["label"], "meta", {}).get(WINDOW_KEY)
+        described = {key: getattr(pair[key], "meta", {}).get(DESCRIPTION_KEY) for key in ("image", "label")}
         image = convert_to_tensor(pair["image"], dtype=torch.float32, track_meta=False)
         label = convert_to_tensor(pair["label"], dtype=torch.float32, track_meta=False)
         if image.shape != label.shape or image.ndim != 4 or image.shape[0] != 1:
@@ -131,6 +137,7 @@ class SliceDataset(Dataset):
             image=extract_slices(image, self.slice_axis)[indices],
             label=extract_slices(label, self.slice_axis)[indices],
             window=(float(window[0]), float(window[1])) if window is not None else None,
+            description=described if None not in described.values() else None,
         )
 
     def _gather(self, volumes: list[_Volume]) -> None:
@@ -149,6 +156,8 @@ class SliceDataset(Dataset):
             )
         (size,) = sizes
         self._windows = [volume.window for volume in volumes]
+        self.descriptions = [volume.description for volume in volumes]
+        self.patients = len({volume.case for volume in volumes})
         self._cases = [volume.case for volume in volumes for _ in volume.indices]
         self._slices = [index for volume in volumes for index in volume.indices]
         self._images = torch.empty((count, 1, *size))
@@ -176,6 +185,11 @@ class SliceDataset(Dataset):
             )
         low, high = np.median(np.array(windows), axis=0)
         return float(low), float(high)
+
+    @property
+    def channels(self) -> int:
+        """Channels of every slice."""
+        return int(self._images.shape[1])
 
     @property
     def spatial_size(self) -> tuple[int, int]:

@@ -1,16 +1,10 @@
 """Ignite handlers: progress, checkpoints, pictures, tables and MLflow."""
 
-from pipeline.handlers.checkpoint import (
-    CheckpointError,
-    CheckpointHandler,
-    load_baselines,
-    load_checkpoint,
-    load_network,
-    trained_size,
-)
+from pipeline.handlers.checkpoint import CheckpointHandler
 from pipeline.handlers.drawing import Sample, draw_translation
 from pipeline.handlers.evaluation import EvaluationReport
 from pipeline.handlers.exceptions import on_exception
+from pipeline.handlers.first_evaluation import FirstEvaluation
 from pipeline.handlers.losses import LossCollector, LossEvents
 from pipeline.handlers.pictures import EvaluationPictures, PictureHandler
 from pipeline.handlers.progress import ProgressHandler
@@ -20,11 +14,11 @@ from pipeline.handlers.tracking import MLflowTracker
 
 __all__ = [
     "CaseTable",
-    "CheckpointError",
     "CheckpointHandler",
     "EpochSeed",
     "EvaluationPictures",
     "EvaluationReport",
+    "FirstEvaluation",
     "LossCollector",
     "LossEvents",
     "MLflowTracker",
@@ -34,9 +28,5 @@ __all__ = [
     "ScoreTable",
     "SummaryHandler",
     "draw_translation",
-    "load_baselines",
-    "load_checkpoint",
-    "load_network",
     "on_exception",
-    "trained_size",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,139 +13,11 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import DiskSaver
 from monai.engines import Evaluator
-from torch import Tensor
 
-from pipeline.files import UnreadableFileError, load_tensors
-from pipeline.metrics import IntensityMap
-from pipeline.translators import Translator, decode_signature
+from pipeline.models import BEST, LAST, MODEL, CheckpointError, check_signature, load_checkpoint, load_strictly
+from pipeline.translators import Translator
 
-EXTRA_STATE = "_extra_state"  # PyTorch's name of what a module keeps beside its tensors
-LAST, BEST, MODEL = "last.pt", "best.pt", "model.pt"
 logger = logging.getLogger(__name__)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or does not fit; the message says which and why."""
-
-
-def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a file written by ``torch.save``, without running any code in it.
-
-    Raises:
-        CheckpointError: if the file is missing, truncated, or holds more than tensors and plain values.
-    """
-    try:
-        content = load_tensors(path, map_location)
-    except UnreadableFileError as error:
-        raise CheckpointError(f"checkpoint {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"checkpoint {path} holds a {type(content).__name__}, expected a dictionary")
-    return content
-
-
-def load_network(
-    network: torch.nn.Module,
-    path: str | Path,
-    registration: Callable[[], torch.nn.Module] | None = None,
-) -> torch.nn.Module:
-    """Load a network's weights strictly, from ``model.pt`` or from the ``network`` entry of a checkpoint.
-
-    Args:
-        network: takes the weights; for a translator built without loss weights, the training-only networks of a full
-            checkpoint are left out.
-        path: ``model.pt``, ``last.pt`` or ``best.pt``.
-        registration: builds the registration network, which a translator built without loss weights is then given if
-            the file has its weights; ``model.pt`` has none.
-
-    Returns:
-        The network, on the device where it was.
-
-    Raises:
-        CheckpointError: if the file cannot be read or its tensors do not fit, naming the first that differ.
-    """
-    content = load_checkpoint(path)
-    state = content.get("network", content)
-    if isinstance(network, Translator) and not network.terms:
-        kept = network.without_training_only(state)
-        trained = {name: value for name, value in state.items() if name.startswith("registration.")}
-        if registration is not None and trained:
-            network.registration = registration().to(network.target_window.device)
-            kept |= trained
-        state = kept
-    _load_strictly(network, state, path)
-    return network
-
-
-def trained_size(path: str | Path) -> list[int]:
-    """Size in pixels of the images that a checkpoint's network was trained on.
-
-    Raises:
-        CheckpointError: if the file cannot be read or does not say.
-    """
-    content = load_checkpoint(path)
-    sizes = [int(size) for size in content.get("network", content).get("trained_size", ()) if size > 0]
-    if not sizes:
-        raise CheckpointError(f"checkpoint {path} does not say at which image size it was trained; pass spatial_size")
-    return sizes
-
-
-def load_baselines(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Callable[[Tensor], Tensor]]:
-    """Baselines to score beside a network: the source as it is and, where the checkpoint has it, the intensity map.
-
-    Args:
-        path: ``last.pt`` or ``best.pt`` of a run; ``model.pt`` holds no intensity map.
-        device: where the map is applied.
-
-    Raises:
-        CheckpointError: if the file cannot be read.
-    """
-    baselines: dict[str, Callable[[Tensor], Tensor]] = {"source": lambda source: source}
-    state = load_checkpoint(path).get("intensity_map")
-    if state is None:
-        logger.warning("%s holds no intensity map: that baseline is left out", path)
-        return baselines
-    intensity_map = IntensityMap()
-    intensity_map.load_state_dict(state)
-    return {**baselines, "intensity_map": intensity_map.to(device)}
-
-
-def _load_strictly(network: torch.nn.Module, state: Mapping[str, Any], path: str | Path) -> None:
-    state = dict(state)
-    own = network.state_dict()
-    _check_signature(network, state, path)
-    for name in own:
-        if name.endswith(EXTRA_STATE) and name not in state:  # weights from elsewhere do not say whose they are
-            state[name] = own[name]
-    tensors = {name: value for name, value in own.items() if not name.endswith(EXTRA_STATE)}
-    faults = [f"missing: {name}" for name in tensors if name not in state]
-    faults += [f"unexpected: {name}" for name in state if name not in own]
-    faults += [
-        f"{name}: file has {tuple(getattr(state[name], 'shape', ()))}, network expects {tuple(value.shape)}"
-        for name, value in tensors.items()
-        if name in state and getattr(state[name], "shape", None) != value.shape
-    ]
-    if faults:
-        shown = "\n  ".join(faults[:5])
-        more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise CheckpointError(
-            f"{path} was not made by this {type(network).__name__} (other widths, backbone or mode); use the config "
-            f"chain it was trained with. {len(faults)} tensors differ:\n  {shown}{more}"
-        )
-    network.load_state_dict(state)
-
-
-def _check_signature(network: torch.nn.Module, state: Mapping[str, Any], path: str | Path) -> None:
-    """Refuse weights of another backbone, and for training also those of another mode."""
-    encoded = state.get(EXTRA_STATE)
-    if not isinstance(network, Translator) or not isinstance(encoded, Tensor):
-        return
-    theirs, ours = decode_signature(encoded), network.signature
-    if not network.terms:  # for translating, the loss terms make no difference
-        ours = type(network).__name__
-    if ours != theirs and ours != theirs.split("(")[0]:
-        raise CheckpointError(
-            f"{path} was trained as {theirs}, but this config builds {ours}; use the config chain it was trained with"
-        )
 
 
 class CheckpointHandler:
@@ -215,11 +87,11 @@ class CheckpointHandler:
             CheckpointError: if the file cannot be read or was made by another configuration.
         """
         content = load_checkpoint(path)
-        _check_signature(self.network, content.get("network", {}), path)
+        check_signature(self.network, content.get("network", {}), path)
         missing = [name for name in (*self.stateful, "trainer", "random") if name not in content]
         if missing:
             raise CheckpointError(f"checkpoint {path} lacks {missing}: it was made by another configuration")
-        _load_strictly(self.network, content["network"], path)
+        load_strictly(self.network, content["network"], path)
         for name, item in self.stateful.items():
             if name == "network":
                 continue
@@ -248,6 +120,8 @@ class CheckpointHandler:
             engine.state.best_metrics = {} if self.evaluator is None else dict(self.evaluator.state.metrics)
         if not improved and epoch % self.interval and epoch != engine.state.max_epochs:
             return
+        if self.network.recipe is not None:
+            self.network.recipe["training"] |= {"epoch": epoch, "iteration": engine.state.iteration}
         content = {name: item.state_dict() for name, item in self.stateful.items()}
         content["trainer"] = {
             "epoch": epoch,

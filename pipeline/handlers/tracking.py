@@ -28,7 +28,7 @@ from pipeline.handlers.mlflow_rules import (
     without_credentials,
 )
 from pipeline.handlers.mlflow_sender import ERROR_TAG, RunSender, SendingThread, prepare_environment
-from pipeline.handlers.provenance import environment, flatten, git_state, redact
+from pipeline.provenance import environment, flatten, git_state, redact
 
 logger = logging.getLogger(__name__)
 

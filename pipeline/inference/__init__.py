@@ -1,16 +1,25 @@
 """Translation of whole volumes."""
 
+from pipeline.inference.comparison import CompareWithTrainingd, differences_from_training
 from pipeline.inference.export import Exporter, ExportError
-from pipeline.inference.onnx import OnnxError, OnnxNetwork
+from pipeline.inference.onnx import OnnxError, OnnxModel, OnnxNetwork
+from pipeline.inference.opening import build_network, open_model
 from pipeline.inference.slices import ForegroundSliceInferer
+from pipeline.inference.translation import Translation
 from pipeline.inference.volumes import find_volumes, output_suffix
 
 __all__ = [
+    "CompareWithTrainingd",
     "ExportError",
     "Exporter",
     "ForegroundSliceInferer",
     "OnnxError",
+    "OnnxModel",
     "OnnxNetwork",
+    "Translation",
+    "build_network",
+    "differences_from_training",
     "find_volumes",
+    "open_model",
     "output_suffix",
 ]

@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser, ckpt_export
+from monai.bundle import ConfigParser
+from monai.data import save_net_with_metadata
+from monai.transforms import Compose, LoadImage
 from monai.utils import optional_import
 from torch import Tensor, nn
 
-from pipeline.inference.onnx import OnnxNetwork
+from pipeline.inference.onnx import OnnxError, OnnxNetwork
 from pipeline.inference.slices import BACKGROUND
+from pipeline.models import encode_recipe
 from pipeline.translators import Translator
 
 FORMATS = {".ts": "TorchScript", ".onnx": "ONNX", ".pt2": "torch.export"}
@@ -39,19 +42,19 @@ class Exporter:
     """A trained network, and all that its exports are made of and compared with.
 
     Args:
-        config_files: chain of configs that builds and loads the network, ``inference.json`` first.
-        checkpoint: its weights.
+        config_files: ``inference.json``, and what it is stacked with.
+        checkpoint: the model.
         metadata_file: the bundle's ``metadata.json``.
         settings: further entries of the config by their ids, such as ``{"image": "volume.nii.gz"}``.
 
     Attributes:
         network: the trained network, in evaluation mode on the CPU.
-        metadata: what goes into each file beside the network: name and version of the bundle, ``target_window``,
-            ``trained_size``, ``source_intensity`` (the config of the transform that scales the source),
-            ``minimum_size`` and what the network was trained as.
+        recipe: how it was made.
+        metadata: what goes into each file beside the network: name and version of the bundle, the recipe, and the
+            smallest size of an image.
 
     Raises:
-        RuntimeError: caused by a CheckpointError if the checkpoint cannot be read or does not fit the configs.
+        RuntimeError: caused by a ModelError if the model cannot be read or contradicts a setting.
     """
 
     def __init__(
@@ -61,23 +64,20 @@ class Exporter:
         metadata_file: str | Path,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        self.config_files = [str(path) for path in config_files]
-        self.metadata_file = str(metadata_file)
-        self.settings = {**(settings or {}), "checkpoint": str(checkpoint), "device": "cpu"}
         self._parser = ConfigParser()
-        self._parser.read_config(self.config_files)
-        self._parser.read_meta(self.metadata_file)
-        self._parser.update(self.settings)
+        self._parser.read_config([str(path) for path in config_files])
+        self._parser.read_meta(str(metadata_file))
+        self._parser.update({**(settings or {}), "checkpoint": str(checkpoint), "device": "cpu"})
         self.network: Translator = self._parser.get_parsed_content("network").eval()
+        if not isinstance(self.network, Translator):
+            raise OnnxError(f"{checkpoint} is an export already; give the model.pt that it was made of")
+        self.recipe = self._parser.get_parsed_content("model").recipe
         meta = self._parser.config[self._parser.meta_key]
         self.metadata: dict[str, Any] = {
             "name": meta["name"],
             "version": meta["version"],
-            "target_window": self.network.target_window.tolist(),
-            "trained_size": [size for size in self.network.trained_size.tolist() if size > 0],
-            "source_intensity": self._parser.config["source_intensity"],
+            "recipe": self.recipe.content,
             "minimum_size": max(getattr(part, "minimum_size", 1) for part in self.network.modules()),
-            "trained_as": self.network.signature,
         }
 
     def slices(self, count: int = 8) -> Tensor:
@@ -89,15 +89,18 @@ class Exporter:
         Returns:
             (B, C, *spatial) in [-1, 1].
         """
-        volume = self._parser.get_parsed_content("dataset")[0]["image"].as_tensor()
-        slices = volume.moveaxis(1 + self._parser.get_parsed_content("slice_axis"), 0)
+        [first, *_] = self._parser.get_parsed_content("volumes")
+        steps = [self.recipe.scaling("source", "image"), *self.recipe.spatial_preprocessing("image").transforms]
+        image = LoadImage(ensure_channel_first=True)(first["image"])
+        volume = Compose(steps)({"image": image})["image"].as_tensor()
+        slices = volume.moveaxis(1 + self.recipe.slice_axis, 0)
         slices = slices[(slices > BACKGROUND).flatten(1).any(1)]
         return slices[torch.linspace(0, len(slices) - 1, min(count, len(slices))).round().long()]
 
     def random_images(self, least: int) -> list[Tensor]:
         """Noise in [-1, 1]: at the size of the training, at an odd size, and at the smallest, ``least`` pixels."""
         example = self.network.example_input()
-        size = self.metadata["trained_size"] or example.shape[2:]
+        size = self.recipe["grid"]["spatial_size"] or example.shape[2:]
         shapes = [(2, size), (3, [max(least, length + 3 - 2 * axis) for axis, length in enumerate(size)])]
         shapes.append((1, [least] * len(size)))
         generator = torch.Generator().manual_seed(0)
@@ -164,18 +167,7 @@ class Exporter:
     # What these return is the smallest size of an image that the file takes.
 
     def _write_torchscript(self, path: Path) -> int:
-        with tempfile.TemporaryDirectory() as folder:  # MONAI wants the weights alone in a file
-            weights = Path(folder) / "model.pt"
-            torch.save(self.network.inference_state_dict(), weights)
-            ckpt_export(
-                net_id="network",
-                filepath=str(path),
-                ckpt_file=str(weights),
-                meta_file=self.metadata_file,
-                config_file=self.config_files,
-                **self.settings,
-                **{f"_meta_#{name}": value for name, value in self.metadata.items()},
-            )
+        save_net_with_metadata(torch.jit.script(self.network), str(path), append_timestamp=False, meta_values=self.metadata)
         return self.metadata["minimum_size"]
 
     def _write_onnx(self, path: Path) -> int:
@@ -193,7 +185,8 @@ class Exporter:
         )
         if program is None:  # what the signature allows for the exporter of before
             raise ExportError("PyTorch's ONNX exporter returned nothing")
-        program.model.metadata_props.update({name: json.dumps(value) for name, value in self.metadata.items()})
+        entries = {name: json.dumps(value) for name, value in self.metadata.items()}
+        program.model.metadata_props.update({**entries, "recipe": encode_recipe(self.recipe.content)})
         program.save(str(path))
         return self.metadata["minimum_size"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,59 +10,101 @@ import torch
 from monai.utils import optional_import
 from torch import Tensor, nn
 
+from pipeline.models import ModelError, decode_recipe
+
 INPUT, OUTPUT = "image", "pred"
-NEEDED = ("name", "version", "target_window", "trained_size", "minimum_size")
+NEEDED = ("recipe", "minimum_size")
+"""Entries of the file's metadata that its use needs."""
 
 
-class OnnxError(ValueError):
+class OnnxError(ModelError):
     """An ONNX file that cannot be used; the message says which and why."""
+
+
+class OnnxModel:
+    """An exported translator with its recipe.
+
+    Args:
+        path: file written by ``scripts/export.py``.
+        trusted: not needed, since nothing is built from classes; here so that all models are opened alike.
+
+    Attributes:
+        path: the file.
+        recipe: how it was made.
+        minimum_size: smallest size of an image along any axis.
+
+    Raises:
+        ModelError: ONNX Runtime is not installed or cannot read the file, or the file lacks what its use needs.
+    """
+
+    has_registration = False
+
+    def __init__(self, path: str | Path, trusted: Collection[str] = ()) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise OnnxError(
+                f"checkpoint {self.path} does not exist; scripts/export.py makes an ONNX file of a model.pt"
+            )
+        found = _session(self.path, "cpu").get_modelmeta().custom_metadata_map
+        missing = [name for name in NEEDED if name not in found]
+        if missing:
+            raise OnnxError(f"{self.path} was not written by scripts/export.py: its metadata lacks {', '.join(missing)}")
+        self.recipe = decode_recipe(found["recipe"], self.path, trusted)
+        try:
+            self.minimum_size = int(found["minimum_size"])
+        except ValueError as error:
+            raise OnnxError(f"{self.path}: minimum_size must be a number, got {found['minimum_size']!r}") from error
+
+    def build(self, registration: bool = False, **settings_of_use: Any) -> OnnxNetwork:
+        """The network.
+
+        Raises:
+            OnnxError: a setting of use is given: the file has them fixed.
+        """
+        if settings_of_use:
+            raise OnnxError(f"{self.path} has its style fixed; give {', '.join(settings_of_use)} when it is exported")
+        return OnnxNetwork(self.path, self.minimum_size)
+
+    def baselines(self, device: torch.device | str = "cpu") -> dict[str, Any]:
+        """What to score beside it: the source as it is."""
+        return {"source": lambda source: source}
 
 
 class OnnxNetwork(nn.Module):
     """Stands in for a translator in inference: ``forward(source) -> prediction`` by ONNX Runtime.
 
-    Uses as many threads as PyTorch does, and the GPU if the device is one and ONNX Runtime was built for it.
+    Uses as many threads as PyTorch does, and the GPU if `to` moves it to one and ONNX Runtime was built for it.
 
     Args:
         path: file written by ``scripts/export.py``.
-        device: where to compute.
-
-    Attributes:
-        target_window: buffer of 2 values, the physical intensities that -1 and 1 stand for in the target modality.
         minimum_size: smallest size of an image along any axis.
-        metadata: everything that the file says about itself.
 
     Raises:
-        OnnxError: ONNX Runtime is not installed or cannot read the file, or the file lacks what inference has to know.
+        OnnxError: ONNX Runtime is not installed or cannot read the file, or it has other inputs and outputs.
     """
 
-    target_window: Tensor
+    registration = None
 
-    def __init__(self, path: str | Path, device: torch.device | str = "cpu") -> None:
+    def __init__(self, path: str | Path, minimum_size: int = 1) -> None:
         super().__init__()
-        self.path = Path(path)
-        runtime, installed = optional_import("onnxruntime")
-        if not installed:
-            raise OnnxError("running an ONNX file needs the package onnxruntime: pip install -e '.[export]'")
-        if not self.path.is_file():
+        self.path, self.minimum_size = Path(path), minimum_size
+        self._device = torch.device("cpu")
+        self.session = _session(self.path, "cpu")
+        names = [
+            [entry.name for entry in entries] for entries in (self.session.get_inputs(), self.session.get_outputs())
+        ]
+        if names != [[INPUT], [OUTPUT]]:
             raise OnnxError(
-                f"checkpoint {self.path} does not exist; scripts/export.py makes an ONNX file of a model.pt"
+                f"{self.path} was not written by scripts/export.py: expected input {INPUT!r} and output {OUTPUT!r}, "
+                f"got {names[0]} and {names[1]}"
             )
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        wanted = ["CPUExecutionProvider"]
-        if torch.device(device).type == "cuda":
-            wanted.insert(0, "CUDAExecutionProvider")
-        providers = [name for name in wanted if name in runtime.get_available_providers()]
-        try:
-            self.session = runtime.InferenceSession(str(self.path), options, providers=providers)
-        except Exception as error:  # ONNX Runtime has an exception of its own for each kind of damage
-            raise OnnxError(
-                f"{self.path} is no ONNX file that ONNX Runtime can read ({type(error).__name__})"
-            ) from error
-        self.metadata = self._read_metadata()
-        self.minimum_size = int(self.metadata["minimum_size"])
-        self.register_buffer("target_window", torch.tensor(self.metadata["target_window"], dtype=torch.float32))
+
+    def to(self, device: Any = "cpu", *args: Any, **kwargs: Any) -> OnnxNetwork:
+        """Compute on that device from now on."""
+        if torch.device(device).type != self._device.type:
+            self._device = torch.device(device)
+            self.session = _session(self.path, self._device)
+        return self
 
     def forward(self, source: Tensor) -> Tensor:
         """Translate.
@@ -76,34 +118,18 @@ class OnnxNetwork(nn.Module):
         image = source.detach().to("cpu", torch.float32).contiguous().numpy()
         return torch.from_numpy(self.session.run([OUTPUT], {INPUT: image})[0]).to(source.device)
 
-    def trained_size(self) -> list[int]:
-        """Size in pixels of the images that the network was trained on.
 
-        Raises:
-            OnnxError: if the file does not say.
-        """
-        sizes = [int(size) for size in self.metadata["trained_size"]]
-        if not sizes:
-            raise OnnxError(f"{self.path} does not say at which image size it was trained; pass spatial_size")
-        return sizes
-
-    def _read_metadata(self) -> dict[str, Any]:
-        found = self.session.get_modelmeta().custom_metadata_map
-        names = [
-            [entry.name for entry in entries] for entries in (self.session.get_inputs(), self.session.get_outputs())
-        ]
-        missing = [name for name in NEEDED if name not in found]
-        if missing or names != [[INPUT], [OUTPUT]]:
-            raise OnnxError(
-                f"{self.path} was not written by scripts/export.py: expected input {INPUT!r}, output {OUTPUT!r} and "
-                f"metadata {', '.join(NEEDED)}; got {names[0]}, {names[1]}, without {missing}"
-            )
-        try:
-            metadata = {name: json.loads(text) for name, text in found.items()}
-            low, high = metadata["target_window"]
-            sound = low < high
-        except (ValueError, TypeError) as error:
-            raise OnnxError(f"{self.path}: its metadata cannot be read: {error}") from error
-        if not sound:
-            raise OnnxError(f"{self.path}: target_window must be (low, high) with low < high, got ({low}, {high})")
-        return metadata
+def _session(path: Path, device: torch.device | str) -> Any:
+    runtime, installed = optional_import("onnxruntime")
+    if not installed:
+        raise OnnxError("running an ONNX file needs the package onnxruntime: pip install -e '.[export]'")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    wanted = ["CPUExecutionProvider"]
+    if torch.device(device).type == "cuda":
+        wanted.insert(0, "CUDAExecutionProvider")
+    providers = [name for name in wanted if name in runtime.get_available_providers()]
+    try:
+        return runtime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # ONNX Runtime has an exception of its own for each kind of damage
+        raise OnnxError(f"{path} is no ONNX file that ONNX Runtime can read ({type(error).__name__})") from error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import inspect
+import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -37,9 +38,10 @@ class Translator(nn.Module):
             called only if ``correction`` or ``smoothness`` has a weight.
 
     Attributes:
-        target_window: buffer of 2 values, the physical intensities that -1 and 1 stand for in the target modality.
-        trained_size: buffer of 3 values, the image size in training in pixels, filled up with zeros; all zero if
-            unknown.
+        arguments: what it was made with, by the names of the constructor's arguments.
+        recipe: what is known of how it was made (see `pipeline.models`), plain values that travel with the weights;
+            None where nothing is known.
+        settings_of_use: arguments that say how it is used and not what it is, such as a style to translate in.
         terms: names of the terms in use.
         training_only: beginnings of the names of state that inference does not need, such as ``("discriminator",)``.
 
@@ -50,8 +52,20 @@ class Translator(nn.Module):
     registration_terms: ClassVar[frozenset[str]] = frozenset({"correction", "smoothness"})
     known_terms: ClassVar[frozenset[str]] = registration_terms
     training_only: ClassVar[tuple[str, ...]] = ("registration", "discriminator")
-    target_window: Tensor
-    trained_size: Tensor
+    settings_of_use: ClassVar[tuple[str, ...]] = ()
+    arguments: dict[str, Any]
+    recipe: dict[str, Any] | None = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Keep the arguments, of whatever subclass, so that a recipe can name them."""
+        self = super().__new__(cls)
+        if args or kwargs:  # none where it is copied or unpickled
+            try:
+                bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs).arguments
+                self.arguments = {name: value for name, value in bound.items() if value is not self}
+            except TypeError:  # which the constructor says better
+                self.arguments = {}
+        return self
 
     def __init__(self, weights: Mapping[str, float], registration: NetworkFactory | None = None) -> None:
         super().__init__()
@@ -62,8 +76,6 @@ class Translator(nn.Module):
                 f"weights names {unknown}, which {type(self).__name__} does not know; "
                 f"expected among {sorted(self.known_terms)}"
             )
-        self.register_buffer("target_window", torch.tensor([-1.0, 1.0]))
-        self.register_buffer("trained_size", torch.zeros(3, dtype=torch.int64))
         self.registration = self._build_if_needed("registration", registration, self.registration_terms)
         with warnings.catch_warnings():  # that it works without MONAI's compiled extensions is what we want
             warnings.simplefilter("ignore")
@@ -145,22 +157,6 @@ class Translator(nn.Module):
             terms["smoothness"] = self.smoothness_loss(ddf)
         return {"warped": warped, "ddf": ddf}, terms
 
-    def describe_data(self, target_window: Sequence[float], image_size: Sequence[int]) -> None:
-        """Store what inference has to know of the training data beside the weights.
-
-        Args:
-            target_window: physical intensities that -1 and 1 stand for in the target modality, (low, high).
-            image_size: size of the training images in pixels, 2 or 3 axes.
-
-        Raises:
-            ValueError: if the window is not an increasing pair of finite numbers.
-        """
-        low, high = (float(value) for value in target_window)
-        if not -math.inf < low < high < math.inf:
-            raise ValueError(f"target_window must be (low, high) with low < high, got ({low}, {high})")
-        self.target_window.copy_(torch.tensor([low, high]))
-        self.trained_size.copy_(torch.tensor([*image_size, 0][:3]))
-
     def inference_state_dict(self) -> dict[str, Tensor]:
         """State of what ``forward`` uses: loads strictly into the same translator built without weights."""
         return self.without_training_only(self.state_dict())
@@ -192,16 +188,19 @@ class Translator(nn.Module):
     def signature(self) -> str:
         """What the weights belong to: the translator, and the loss terms that they were trained with."""
         if self.terms or self._trained_as is None:
-            return f"{type(self).__name__}({', '.join(sorted(self.terms)) or 'untrained'})"
+            return _signature(type(self).__name__, self.terms)
         return self._trained_as
 
     def get_extra_state(self) -> Tensor:
-        """The signature, kept with the weights; as a tensor, since readers of weights expect nothing else."""
-        return torch.tensor(list(self.signature.encode()), dtype=torch.uint8)
+        """The recipe as JSON, or the signature, kept with the weights; as a tensor, as readers of weights expect."""
+        text = self.signature if self.recipe is None else json.dumps(self.recipe, sort_keys=True, allow_nan=False)
+        return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take over the signature of loaded weights."""
+        """Take over the signature of loaded weights, and their recipe where this translator has none of its own."""
         self._trained_as = decode_signature(state)
+        if self.recipe is None:
+            self.recipe = decode_recipe(state)
 
     def _build_if_needed(self, name: str, factory: NetworkFactory | None, used_by: frozenset[str]) -> nn.Module | None:
         needed = sorted(used_by.intersection(self.terms))
@@ -213,16 +212,14 @@ class Translator(nn.Module):
 
 
 class _Traced(nn.Module):
-    """A translator's ``forward`` as TorchScript, at any image size, with what inference has to know beside it."""
+    """A translator's ``forward`` as TorchScript, at any image size."""
 
     def __init__(self, translator: Translator) -> None:
         super().__init__()
-        example = translator.example_input().to(translator.target_window.device)
+        example = translator.example_input().to(next(translator.parameters()).device)
         with warnings.catch_warnings(), torch.no_grad():  # the checks of an image's size are not traced
             warnings.simplefilter("ignore", torch.jit.TracerWarning)
             self.network = torch.jit.trace(translator, example)
-        self.register_buffer("target_window", translator.target_window)
-        self.register_buffer("trained_size", translator.trained_size)
 
     def forward(self, source: Tensor) -> Tensor:
         return self.network(source)
@@ -230,4 +227,26 @@ class _Traced(nn.Module):
 
 def decode_signature(state: Tensor) -> str:
     """The text of ``Translator.signature`` out of the extra state of a state dictionary."""
-    return bytes(state.tolist()).decode(errors="replace")
+    recipe = decode_recipe(state)
+    if recipe is None:
+        return _text(state)
+    terms = [name for name, weight in recipe.get("weights", {}).items() if weight]
+    kind = str(recipe.get("translator", {}).get("class", "")).rpartition(".")[2]
+    return _signature(kind, terms or (recipe.get("training", {}).get("origin", "untrained"),))
+
+
+def decode_recipe(state: Tensor) -> dict[str, Any] | None:
+    """The recipe out of the extra state of a state dictionary, not checked; None where it holds none."""
+    try:
+        content = json.loads(_text(state))
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _text(state: Tensor) -> str:
+    return bytes(state.to(torch.uint8).flatten().tolist()).decode(errors="replace")
+
+
+def _signature(kind: str, terms: Any) -> str:
+    return f"{kind}({', '.join(sorted(terms)) or 'untrained'})"

@@ -59,6 +59,7 @@ class MUNITTranslator(AutoencodingTranslator):
 
     known_terms: ClassVar[frozenset[str]] = AutoencodingTranslator.known_terms | {"content", "style"}
     training_only: ClassVar[tuple[str, ...]] = (*AutoencodingTranslator.training_only, "source_style_encoder")
+    settings_of_use: ClassVar[tuple[str, ...]] = ("style", "reference")
     style_code: Tensor
     reference: Tensor | None
 

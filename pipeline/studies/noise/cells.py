@@ -21,7 +21,7 @@ from monai.bundle import ConfigWorkflow
 
 from pipeline.files import ProcessLock, replacing
 from pipeline.handlers.checkpoint import LAST
-from pipeline.handlers.provenance import git_state
+from pipeline.provenance import git_state
 from pipeline.studies.runs import cause, config_paths, run_chain
 
 CELL_FILE, DONE_FILE, PROGRESS_FILE, ERROR_FILE, LOG_FILE = "cell.json", "done.json", "progress", "error.txt", "log.txt"

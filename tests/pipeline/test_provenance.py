@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.handlers.provenance import environment, flatten, git_state, redact
+from pipeline.provenance import environment, flatten, git_state, redact
 
 
 def test_flattened_settings_keep_top_level_names() -> None:

@@ -1,0 +1,127 @@
+"""What a volume to translate has that no training volume had."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any
+
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from pipeline.models import ModelError, Recipe
+from transforms import describe_volume
+
+DIFFERENCES_KEY = "differences_from_training"
+"""Entry of an image's metadata that holds what was said of it."""
+
+INTENSITY_TOLERANCE = 0.25
+"""How far an intensity may lie beyond those of the training, as a share of their greatest magnitude."""
+LENGTH_TOLERANCE = 0.1
+"""How far a length may lie beyond those of the training, as a share of it."""
+TILT_TOLERANCE = 5.0
+"""How many degrees a volume may be tilted further than those of the training."""
+AXES = ("left-right", "posterior-anterior", "inferior-superior")
+
+logger = logging.getLogger(__name__)
+
+
+def differences_from_training(description: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """Say what leaves the range of the training data.
+
+    Args:
+        description: of a source volume, see `transforms.describe_volume`.
+        recipe: of the model.
+
+    Returns:
+        A sentence for each difference, with both numbers; none where the recipe does not know the training data.
+
+    Raises:
+        ModelError: the volume cannot be translated: it has another number of channels.
+    """
+    channels = recipe["source"]["channels"]
+    if description["channels"] != channels:
+        raise ModelError(f"has {description['channels']} channels, {recipe.path} was trained on images of {channels}")
+    data = recipe["data"]
+    if data is None:
+        return []
+    return [
+        *_intensities(description, data["source"]),
+        *_lengths(description, data, recipe.slice_axis, recipe["grid"]["orientation"]),
+        *_directions(description, data),
+    ]
+
+
+def _intensities(description: Mapping[str, Any], seen: Mapping[str, Any]) -> Iterator[str]:
+    slack = INTENSITY_TOLERANCE * max(abs(value) for pair in seen.values() for value in pair)
+    for name, percentile in (("low", "0.5th percentile"), ("high", "99.5th percentile")):
+        low, high = seen[name]
+        value = description[name]
+        if not low - slack <= value <= high + slack:
+            yield f"intensities: the {percentile} is {value:.4g}, in training {_span(low, high)}"
+
+
+def _lengths(
+    description: Mapping[str, Any], data: Mapping[str, Any], slice_axis: int, orientation: str
+) -> Iterator[str]:
+    counting = ("RL", "AP", "SI").index(next(pair for pair in ("RL", "AP", "SI") if orientation[slice_axis] in pair))
+    for name, title in (("spacing", "spacing"), ("field_of_view", "field of view")):
+        for axis, words in enumerate(AXES):
+            if name == "field_of_view" and axis == counting:
+                continue  # slices are translated one by one: how many there are makes no difference
+            low, high = data[name][axis]
+            value = description[name][axis]
+            if not low * (1 - LENGTH_TOLERANCE) <= value <= high * (1 + LENGTH_TOLERANCE):
+                yield f"{title}: {value:.4g} mm {words}, in training {_span(low, high)} mm"
+
+
+def _directions(description: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:
+    if description["orientation"] not in data["orientations"]:
+        yield (
+            f"orientation: the file's axes point to {description['orientation']}, in training to "
+            f"{' or '.join(data['orientations'])}; it is turned by its header, which has to be right"
+        )
+    if description["tilt"] > data["tilt"][1] + TILT_TOLERANCE:
+        yield (
+            f"orientation: tilted by {description['tilt']:.3g} degrees, in training by at most {data['tilt'][1]:.3g}; "
+            "tilt is not undone"
+        )
+
+
+def _span(low: float, high: float) -> str:
+    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+
+
+class CompareWithTrainingd(MapTransform):
+    """Warn of volumes unlike those of the training; stands behind ``LoadImaged``, and leaves the voxels as they are.
+
+    What is said is kept in ``meta["differences_from_training"]`` as well, a list of sentences.
+
+    Args:
+        keys: keys of the source volumes.
+        recipe: of the model.
+
+    Raises:
+        ModelError: (when called) the volume cannot be translated, see `differences_from_training`.
+    """
+
+    def __init__(self, keys: KeysCollection, recipe: Recipe) -> None:
+        super().__init__(keys)
+        self.recipe = recipe
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        """Compare every key of ``data``."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image = d[key]
+            meta = image.meta if isinstance(image, MetaTensor) else {}
+            name = meta.get("filename_or_obj", "the image")
+            try:
+                said = differences_from_training(describe_volume(image), self.recipe)
+            except ModelError as error:
+                raise ModelError(f"{name} {error}") from error
+            for sentence in said:
+                logger.warning("%s is unlike the training data of %s: %s", name, self.recipe.path, sentence)
+            meta[DIFFERENCES_KEY] = said
+        return d

@@ -1,0 +1,54 @@
+"""The way of a volume through a model: from its file to the network's slices, and back into its own space and units."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.transforms import CastToTyped, Compose, Invertd, LoadImaged
+
+from pipeline.inference.comparison import CompareWithTrainingd
+from pipeline.inference.slices import ForegroundSliceInferer
+from pipeline.models import Recipe
+from transforms import RestoreIntensityd
+
+
+class Translation:
+    """The transforms and the inferer that a recipe asks for; whatever translates or scores volumes takes these.
+
+    Args:
+        recipe: of the model.
+        slices_at_once: slices that the network sees together.
+
+    Attributes:
+        spatial_preprocessing: onto the model's grid.
+        preprocessing: ``{"image": path}`` to a source volume (C, H, W, D) in [-1, 1] on that grid; warns of what is unlike
+            the training data.
+        inferer: applies a network slice by slice.
+        postprocessing: ``pred`` beside its ``image`` to the target's physical units in the source's geometry, float32.
+    """
+
+    def __init__(self, recipe: Recipe, slices_at_once: int = 8) -> None:
+        self.recipe = recipe
+        self.spatial_preprocessing = recipe.spatial_preprocessing("image")
+        self.preprocessing = Compose(
+            [
+                LoadImaged("image", ensure_channel_first=True),
+                CompareWithTrainingd("image", recipe),
+                recipe.scaling("source", "image"),
+                *self.spatial_preprocessing.transforms,
+            ]
+        )
+        self.inferer = ForegroundSliceInferer(
+            roi_size=recipe.spatial_size,
+            spatial_dim=recipe.slice_axis,
+            sw_batch_size=slices_at_once,
+            overlap=0,
+        )
+        # Scaling stands before the spatial transforms, so that only these are undone.
+        undo: Any = Invertd(
+            "pred", self.spatial_preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True
+        )
+        self.postprocessing = Compose(
+            [CastToTyped("pred", dtype=torch.float32), undo, RestoreIntensityd("pred", recipe.target_window)]
+        )

@@ -1,0 +1,40 @@
+"""Models: weights that carry their recipe, which says how they were made and are to be used."""
+
+from pipeline.models.errors import ContradictionError, ModelError
+from pipeline.models.reading import (
+    BEST,
+    EXTRA_STATE,
+    LAST,
+    MODEL,
+    CheckpointError,
+    Model,
+    check_signature,
+    file_digest,
+    load_checkpoint,
+    load_strictly,
+)
+from pipeline.models.recipe import SCHEMA, Recipe, check_recipe, decode_recipe, encode_recipe
+from pipeline.models.starting import StartingPoint
+from pipeline.models.training import training_recipe
+
+__all__ = [
+    "BEST",
+    "EXTRA_STATE",
+    "LAST",
+    "MODEL",
+    "SCHEMA",
+    "CheckpointError",
+    "ContradictionError",
+    "Model",
+    "ModelError",
+    "Recipe",
+    "StartingPoint",
+    "check_recipe",
+    "check_signature",
+    "decode_recipe",
+    "encode_recipe",
+    "file_digest",
+    "load_checkpoint",
+    "load_strictly",
+    "training_recipe",
+]
