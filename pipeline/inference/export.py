@@ -20,6 +20,7 @@ from monai.utils import optional_import
 from torch import Tensor, nn
 
 from pipeline.inference.onnx import OnnxNetwork
+from pipeline.inference.seal import PLACEHOLDER, SEAL, seal
 from pipeline.inference.slices import BACKGROUND
 from pipeline.translators import Translator
 
@@ -194,7 +195,9 @@ class Exporter:
         if program is None:  # what the signature allows for the exporter of before
             raise ExportError("PyTorch's ONNX exporter returned nothing")
         program.model.metadata_props.update({name: json.dumps(value) for name, value in self.metadata.items()})
+        program.model.metadata_props[SEAL] = PLACEHOLDER
         program.save(str(path))
+        seal(path)
         return self.metadata["minimum_size"]
 
     def _write_program(self, path: Path) -> int:

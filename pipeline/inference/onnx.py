@@ -10,6 +10,8 @@ import torch
 from monai.utils import optional_import
 from torch import Tensor, nn
 
+from pipeline.inference.seal import SealError, verify_seal
+
 INPUT, OUTPUT = "image", "pred"
 NEEDED = ("name", "version", "target_window", "trained_size", "minimum_size")
 
@@ -33,7 +35,8 @@ class OnnxNetwork(nn.Module):
         metadata: everything that the file says about itself.
 
     Raises:
-        OnnxError: ONNX Runtime is not installed or cannot read the file, or the file lacks what inference has to know.
+        OnnxError: ONNX Runtime is not installed or cannot read the file, the file is damaged or has no seal that would
+            tell, or it lacks what inference has to know.
     """
 
     target_window: Tensor
@@ -48,6 +51,10 @@ class OnnxNetwork(nn.Module):
             raise OnnxError(
                 f"checkpoint {self.path} does not exist; scripts/export.py makes an ONNX file of a model.pt"
             )
+        try:
+            verify_seal(self.path)
+        except (SealError, OSError) as error:
+            raise OnnxError(str(error)) from error
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         wanted = ["CPUExecutionProvider"]
