@@ -22,6 +22,7 @@ from monai.utils import optional_import
 from torch import Tensor, nn
 
 from pipeline.inference.onnx import OnnxError, OnnxNetwork
+from pipeline.inference.seal import PLACEHOLDER, SEAL, seal
 from pipeline.inference.slices import BACKGROUND
 from pipeline.models import encode_recipe
 from pipeline.translators import Translator
@@ -187,7 +188,9 @@ class Exporter:
             raise ExportError("PyTorch's ONNX exporter returned nothing")
         entries = {name: json.dumps(value) for name, value in self.metadata.items()}
         program.model.metadata_props.update({**entries, "recipe": encode_recipe(self.recipe.content)})
+        program.model.metadata_props[SEAL] = PLACEHOLDER
         program.save(str(path))
+        seal(path)
         return self.metadata["minimum_size"]
 
     def _write_program(self, path: Path) -> int:

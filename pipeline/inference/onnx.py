@@ -10,6 +10,7 @@ import torch
 from monai.utils import optional_import
 from torch import Tensor, nn
 
+from pipeline.inference.seal import SealError, verify_seal
 from pipeline.models import ModelError, decode_recipe
 
 INPUT, OUTPUT = "image", "pred"
@@ -80,7 +81,8 @@ class OnnxNetwork(nn.Module):
         minimum_size: smallest size of an image along any axis.
 
     Raises:
-        OnnxError: ONNX Runtime is not installed or cannot read the file, or it has other inputs and outputs.
+        OnnxError: ONNX Runtime is not installed or cannot read the file, the file is damaged, or it has other inputs and
+            outputs.
     """
 
     registration = None
@@ -123,6 +125,10 @@ def _session(path: Path, device: torch.device | str) -> Any:
     runtime, installed = optional_import("onnxruntime")
     if not installed:
         raise OnnxError("running an ONNX file needs the package onnxruntime: pip install -e '.[export]'")
+    try:
+        verify_seal(path)
+    except (SealError, OSError) as error:
+        raise OnnxError(str(error)) from error
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     wanted = ["CPUExecutionProvider"]

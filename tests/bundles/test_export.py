@@ -21,6 +21,7 @@ import pipeline.inference.export as export_module
 from pipeline.bundle import first_cause
 from pipeline.handlers import load_checkpoint
 from pipeline.inference import Exporter, ExportError, OnnxError, OnnxNetwork
+from pipeline.inference.seal import PLACEHOLDER, SEAL, seal, verify_seal
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "bundles" / "reggan" / "configs"
@@ -133,6 +134,7 @@ def test_other_backbones_are_exported_or_refused(other_backbone, tmp_path, name)
 
 
 def test_onnx_file_is_valid_and_its_axes_are_free(exports):
+    verify_seal(exports / "model.onnx")
     model = onnx.load(exports / "model.onnx")
     onnx.checker.check_model(model, full_check=True)
     (image,) = onnxruntime.InferenceSession(str(exports / "model.onnx")).get_inputs()
@@ -207,6 +209,15 @@ def test_inference_from_the_onnx_file(run_config, exports, trained_run, dataset_
     np.testing.assert_array_equal(eager.get_fdata()[..., 6:], low)
 
 
+def save_sealed(model, path):
+    """As whoever changes a file on purpose has to."""
+    kept = [entry for entry in model.metadata_props if entry.key != SEAL]
+    del model.metadata_props[:]
+    model.metadata_props.extend([*kept, onnx.StringStringEntryProto(key=SEAL, value=PLACEHOLDER)])
+    onnx.save(model, path)
+    seal(path)
+
+
 def renamed_input(path, folder):
     model = onnx.load(path)
     for node in [model.graph.input[0], *model.graph.node]:
@@ -214,20 +225,32 @@ def renamed_input(path, folder):
             node.input[:] = ["x" if name == "image" else name for name in node.input]
         else:
             node.name = "x"
-    onnx.save(model, folder / "model.onnx")
+    save_sealed(model, folder / "model.onnx")
 
 
 def without_metadata(path, folder):
     model = onnx.load(path)
     del model.metadata_props[:]
+    save_sealed(model, folder / "model.onnx")
+
+
+def without_seal(path, folder):
+    model = onnx.load(path)
+    del model.metadata_props[:]
     onnx.save(model, folder / "model.onnx")
+
+
+def with_a_flipped_bit(path, folder):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "model.onnx").write_bytes(content)
 
 
 def window_reversed(path, folder):
     model = onnx.load(path)
     (entry,) = [entry for entry in model.metadata_props if entry.key == "target_window"]
     entry.value = "[5, 1]"
-    onnx.save(model, folder / "model.onnx")
+    save_sealed(model, folder / "model.onnx")
 
 
 @pytest.mark.parametrize(
@@ -236,9 +259,11 @@ def window_reversed(path, folder):
         (lambda path, folder: None, "does not exist; scripts/export.py makes an ONNX file"),
         (
             lambda path, folder: (folder / "model.onnx").write_bytes(path.read_bytes()[:5000]),
-            "is no ONNX file that ONNX Runtime can read",
+            "is no ONNX file, or it is damaged or cut short",
         ),
         (lambda path, folder: shutil.copy(path.with_name("model.ts"), folder / "model.onnx"), "is no ONNX file"),
+        (with_a_flipped_bit, r"model\.onnx is damaged: .* SHA-256"),
+        (without_seal, r"model\.onnx has no checksum"),
         (without_metadata, "was not written by scripts/export.py: .* without .'name', 'version', 'target_window'"),
         (window_reversed, r"target_window must be \(low, high\) with low < high, got \(5, 1\)"),
     ],

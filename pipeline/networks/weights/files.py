@@ -27,7 +27,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         WeightsError: the file is missing, damaged, holds Python objects, or something else than a state dict.
     """
     try:
-        content = load_tensors(path)
+        content = load_tensors(path, allow_legacy=True)  # the authors' files may be that old
     except UnreadableFileError as error:
         raise WeightsError(f"{error}; {_SAVE_HINT}" if error.holds_objects else str(error)) from error
     if not isinstance(content, Mapping) or not content:
