@@ -22,7 +22,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # Each package may import those below it in this list, and itself.
 FLOORS = [
     {"transforms"},
-    {"pipeline.networks", "pipeline.losses", "pipeline.metrics", "pipeline.data", "pipeline.files", "pipeline.provenance"},
+    {
+        "pipeline.networks",
+        "pipeline.losses",
+        "pipeline.metrics",
+        "pipeline.data",
+        "pipeline.files",
+        "pipeline.provenance",
+    },
     {"pipeline.translators"},
     {"pipeline.models"},
     {"pipeline.engines", "pipeline.handlers", "pipeline.inference"},

@@ -56,7 +56,7 @@ def describe_volume(image: NdarrayOrTensor) -> dict[str, Any]:
         "channels": int(tensor.shape[0]),
         "low": low,
         "high": high,
-        "orientation": "".join(nib.ornt2axcodes(orientation)),
+        "orientation": "".join(nib.orientations.ornt2axcodes(orientation)),
         "tilt": float(np.degrees(np.arccos(np.clip(cosines, 0, 1))).max()),
         "spacing": [float(value) for value in spacing[order]],
         "field_of_view": [float(value) for value in (spacing * lengths)[order]],
@@ -67,7 +67,8 @@ def _percentiles(tensor: torch.Tensor) -> tuple[float, float]:
     values = tensor.detach().cpu().reshape(-1)
     values = values[:: -(-values.numel() // MOST_VOXELS)].to(torch.float32).numpy()
     above = values[values > values.min()]
-    return float(np.percentile(values, PERCENTILES[0])), float(np.percentile(above if above.size else values, PERCENTILES[1]))
+    low, high = PERCENTILES
+    return float(np.percentile(values, low)), float(np.percentile(above if above.size else values, high))
 
 
 class DescribeVolumed(MapTransform):

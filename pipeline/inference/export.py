@@ -168,7 +168,9 @@ class Exporter:
     # What these return is the smallest size of an image that the file takes.
 
     def _write_torchscript(self, path: Path) -> int:
-        save_net_with_metadata(torch.jit.script(self.network), str(path), append_timestamp=False, meta_values=self.metadata)
+        save_net_with_metadata(
+            torch.jit.script(self.network), str(path), append_timestamp=False, meta_values=self.metadata
+        )
         return self.metadata["minimum_size"]
 
     def _write_onnx(self, path: Path) -> int:

@@ -49,7 +49,9 @@ class OnnxModel:
         found = _session(self.path, "cpu").get_modelmeta().custom_metadata_map
         missing = [name for name in NEEDED if name not in found]
         if missing:
-            raise OnnxError(f"{self.path} was not written by scripts/export.py: its metadata lacks {', '.join(missing)}")
+            raise OnnxError(
+                f"{self.path} was not written by scripts/export.py: its metadata lacks {', '.join(missing)}"
+            )
         self.recipe = decode_recipe(found["recipe"], self.path, trusted)
         try:
             self.minimum_size = int(found["minimum_size"])

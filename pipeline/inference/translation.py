@@ -46,9 +46,7 @@ class Translation:
             overlap=0,
         )
         # Scaling stands before the spatial transforms, so that only these are undone.
-        undo: Any = Invertd(
-            "pred", self.spatial_preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True
-        )
+        undo: Any = Invertd("pred", self.spatial_preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True)
         self.postprocessing = Compose(
             [CastToTyped("pred", dtype=torch.float32), undo, RestoreIntensityd("pred", recipe.target_window)]
         )

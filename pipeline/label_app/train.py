@@ -22,9 +22,9 @@ from pipeline.bundle import CONFIG_FILE, first_cause
 from pipeline.data.datalist import name_of
 from pipeline.files import replacing
 from pipeline.handlers.checkpoint import BEST, EXTRA_STATE, CheckpointError, load_checkpoint, trained_size
-from pipeline.provenance import redact
 from pipeline.label_app.infer import WEIGHTS, request_device
 from pipeline.packaging import PROVENANCE_FILE, SCORES
+from pipeline.provenance import redact
 from pipeline.translators import Translator
 
 STATS_FILE = "label_stats.json"

@@ -125,7 +125,7 @@ def find_class(path: str, base: type, trusted: Collection[str] = ()) -> Any:
     if not any(module_name == package or module_name.startswith(f"{package}.") for package in allowed):
         raise ModelError(
             f"the model names {path}, which is not of this project: nothing is imported that only a file names. If you "
-            f'know where it is from, name its modules yourself: --trusted_modules "[\'{module_name}\']"'
+            f"know where it is from, name its modules yourself: --trusted_modules \"['{module_name}']\""
         )
     try:
         kind = getattr(importlib.import_module(module_name), name)
@@ -148,7 +148,7 @@ def unfold(factory: Callable[..., Any]) -> tuple[type, dict[str, Any]]:
         factory = factory.func
     if not isinstance(factory, type):
         raise ModelError(
-            f"a network must be given by its class (in a config with \"_mode_\": \"callable\"), got {factory!r}"
+            f'a network must be given by its class (in a config with "_mode_": "callable"), got {factory!r}'
         )
     return factory, given
 
