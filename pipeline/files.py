@@ -102,8 +102,9 @@ def verify_zip(path: str | Path) -> None:
 
     Holds for ``torch.save``, ``torch.jit.save`` and ``torch.export.save``, whose readers do not look at the checksums.
     Every byte of the file has to belong to a record or to the directory at the end, and what is said twice, there and
-    in front of the record, has to be said alike; so any single flipped bit is found, but for one in the padding, which
-    changes nothing. It is no protection from somebody who changes the checksums as well.
+    in front of the record, has to be said alike; so any single flipped bit is found, but for those that change nothing:
+    in the padding, in the number of the version that wrote the directory, behind the end of what is packed. It
+    is no protection from somebody who changes the checksums as well.
 
     Raises:
         UnreadableFileError: if the file is missing, damaged, or no such zip file, naming the record where it is one.
