@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.networks.weights import (
+from pipeline.compat import (
     ImportedFile,
     ImportedModel,
     WeightsError,
@@ -84,7 +84,7 @@ def convert(
     """Convert the files of one model.
 
     Args:
-        sources: state dicts saved by the authors' code, see `pipeline.networks.weights.combine`.
+        sources: state dicts saved by the authors' code, see `pipeline.compat.combine`.
         destination: state dict to write.
         target_window: physical values of -1 and 1; None means that predictions stay in [-1, 1].
         image_size: width and height in pixels that the model was trained at; None where unknown.

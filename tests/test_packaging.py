@@ -32,7 +32,7 @@ FLOORS = [
     },
     {"pipeline.translators"},
     {"pipeline.models"},
-    {"pipeline.engines", "pipeline.handlers", "pipeline.inference"},
+    {"pipeline.compat", "pipeline.engines", "pipeline.handlers", "pipeline.inference"},
     {"pipeline.bundle", "pipeline.methods"},
     {"pipeline.packaging", "pipeline.studies"},
     {"pipeline.label_app"},

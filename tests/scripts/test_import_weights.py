@@ -16,10 +16,10 @@ import torch
 from monai.bundle.scripts import run as run_bundle
 from monai.data import MetaTensor
 
+from pipeline.compat import import_state_dict
 from pipeline.handlers import CheckpointError
 from pipeline.handlers.checkpoint import load_network
 from pipeline.networks import NICEEncoder, NICEGenerator, PatchDiscriminator, RegistrationNet, ResNetGenerator
-from pipeline.networks.weights import import_state_dict
 from pipeline.translators import CycleGANTranslator, NICETranslator
 from transforms import ScaleMRIntensityd
 
@@ -35,8 +35,8 @@ def load(path):
     return module
 
 
-AUTOENCODERS = load(ROOT / "tests" / "pipeline" / "networks" / "test_weights_autoencoders.py")
-NICE = load(ROOT / "tests" / "pipeline" / "networks" / "test_weights_nicegan.py")
+AUTOENCODERS = load(ROOT / "tests" / "pipeline" / "compat" / "test_autoencoders.py")
+NICE = load(ROOT / "tests" / "pipeline" / "compat" / "test_nicegan.py")
 
 
 @pytest.fixture(scope="module")

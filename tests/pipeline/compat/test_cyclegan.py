@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pipeline.compat import WeightsError, combine, import_state_dict, read_state_dict, write_state_dict
 from pipeline.networks import PatchDiscriminator, RegistrationNet, ResNetGenerator
-from pipeline.networks.weights import WeightsError, combine, import_state_dict, read_state_dict, write_state_dict
 from pipeline.translators import decode_signature
 
 

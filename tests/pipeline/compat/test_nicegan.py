@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import spectral_norm  # the older form, which the authors use
 
+from pipeline.compat import WeightsError, combine, import_state_dict
 from pipeline.networks import NICEEncoder, NICEGenerator
-from pipeline.networks.weights import WeightsError, combine, import_state_dict
 from pipeline.translators import NICETranslator, decode_signature
 
 

@@ -21,10 +21,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline.networks.multiscale_discriminator import MultiScaleDiscriminator
-from pipeline.networks.munit import AdaptiveResidualBlock, MUNITGenerator
-from pipeline.networks.unit import UNITGenerator
-from pipeline.networks.weights.common import (
+from pipeline.compat.common import (
     Backbone,
     ImportedFile,
     Shape,
@@ -35,6 +32,9 @@ from pipeline.networks.weights.common import (
     kernel_width,
     on_meta,
 )
+from pipeline.networks.multiscale_discriminator import MultiScaleDiscriminator
+from pipeline.networks.munit import AdaptiveResidualBlock, MUNITGenerator
+from pipeline.networks.unit import UNITGenerator
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 # Parts of ours in the order of theirs; UNIT's encoder is MUNIT's content encoder.

@@ -18,10 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline.networks.patch_discriminator import PatchDiscriminator
-from pipeline.networks.registration import RegistrationNet
-from pipeline.networks.resnet_generator import ResNetGenerator
-from pipeline.networks.weights.common import (
+from pipeline.compat.common import (
     ImportedFile,
     Role,
     Shape,
@@ -33,6 +30,9 @@ from pipeline.networks.weights.common import (
     kernel_width,
     on_meta,
 )
+from pipeline.networks.patch_discriminator import PatchDiscriminator
+from pipeline.networks.registration import RegistrationNet
+from pipeline.networks.resnet_generator import ResNetGenerator
 
 
 def import_in_order(tensors: Mapping[str, Tensor]) -> ImportedFile:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pipeline.compat import WeightsError, combine, import_state_dict
 from pipeline.networks import MultiScaleDiscriminator, MUNITGenerator, UNITGenerator
-from pipeline.networks.weights import WeightsError, combine, import_state_dict
 from pipeline.translators import MUNITTranslator, UNITTranslator, decode_signature
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline.compat.common import WeightsError
 from pipeline.files import UnreadableFileError, load_tensors, replacing
-from pipeline.networks.weights.common import WeightsError
 
 _SAVE_HINT = "save plain weights with torch.save(network.state_dict(), path)"
 

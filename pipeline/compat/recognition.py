@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from pipeline.networks.weights import autoencoders, cyclegan, nicegan
-from pipeline.networks.weights.common import ImportedFile, kernel_width
+from pipeline.compat import autoencoders, cyclegan, nicegan
+from pipeline.compat.common import ImportedFile, kernel_width
 
 
 def import_state_dict(tensors: Mapping[str, Tensor]) -> ImportedFile:

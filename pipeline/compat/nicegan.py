@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.compat.common import ImportedFile, Shape, WeightsError, check_values, fill, on_meta
 from pipeline.networks.nicegan import NICEEncoder, NICEGenerator
-from pipeline.networks.weights.common import ImportedFile, Shape, WeightsError, check_values, fill, on_meta
 
 OWN_ENCODER_NOTE = (
     "the authors' generator of the modes NC and NC+R repeats the outermost pixels where this project reflects them: "

@@ -5,10 +5,10 @@ builds the same network of ours with its weights; `combine` puts the files of on
 they have in a translator. One module for each family of backbones knows how theirs and ours correspond.
 """
 
-from pipeline.networks.weights.common import ImportedFile, WeightsError
-from pipeline.networks.weights.files import read_state_dict, write_state_dict
-from pipeline.networks.weights.model import ImportedModel, combine
-from pipeline.networks.weights.recognition import import_state_dict
+from pipeline.compat.common import ImportedFile, WeightsError
+from pipeline.compat.files import read_state_dict, write_state_dict
+from pipeline.compat.model import ImportedModel, combine
+from pipeline.compat.recognition import import_state_dict
 
 __all__ = [
     "ImportedFile",

@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pipeline.networks.weights import nicegan
-from pipeline.networks.weights.common import Backbone, ImportedFile, WeightsError
+from pipeline.compat import nicegan
+from pipeline.compat.common import Backbone, ImportedFile, WeightsError
 
 _TRANSLATORS: dict[Backbone, str] = {
     "cyclegan": "CycleGANTranslator",
