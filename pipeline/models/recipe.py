@@ -318,6 +318,8 @@ class Recipe:
                 section, entry = _PLACES[name]
                 place = adopted if section is None else adopted[section]
                 if place[entry] is None and name in _FILLED_IN:
+                    if name == "spatial_size" and isinstance(value, int):
+                        value = [value] * known["grid"]["spatial_dims"]
                     place[entry] = list(value) if isinstance(value, tuple) else value
                 elif place[entry] is not None or name in ("spacing",):
                     found += list(differences(_as_known(value, place[entry]), place[entry], name))
