@@ -1,25 +1,29 @@
-"""Turn weights saved by the RegGAN authors' code into weights of this project."""
+"""Turn weights saved by the RegGAN authors' code into a model of this project."""
 
 from __future__ import annotations
 
 import argparse
-import inspect
+import dataclasses
 import json
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.compat import (
     ImportedFile,
     ImportedModel,
+    Known,
     WeightsError,
     combine,
     import_state_dict,
     read_state_dict,
     write_state_dict,
 )
+from pipeline.methods import METHODS
+from pipeline.models import Recipe
 
 EPILOG = """\
 IN is what torch.save(network.state_dict(), path) wrote in the authors' code (github.com/Kid-Liet/Reg-GAN). What each
@@ -33,18 +37,23 @@ cannot run code.
     and discriminator of source images
   NICE-GAN without (NC, NC+R)                netG_A2B.pth
 
-OUT is a state dict with the names of the translator, such as generator.*, which inference loads; the command for that
-is printed. With the weights go target_window, the physical values that -1 and 1 stand for (without --target-window
-predictions stay in [-1, 1]), and the size of the training images (inference asks for spatial_size where neither
---image-size nor the weights say it). A discriminator or a registration network alone is converted, too:
-discriminator.*, registration.*.
+OUT is a model that carries its recipe: networks, scaling, grid. inference.json needs nothing else; the command is
+printed. What no file tells is yours to say; what you leave out is assumed, and said in the output:
+
+  --target-window   what -1 and 1 stand for in a prediction; without it predictions stay in [-1, 1]
+  --source-window   if the source was scaled by a fixed window, as CT is; without it every volume is scaled by its own
+                    foreground, as MR is
+  --image-size      in pixels; without it inference asks for spatial_size, unless the weights fit one size only
+  --slice-axis, --orientation   how slices were cut: along which axis of volumes turned to where (2 of RAS)
+
+A discriminator or a registration network alone is converted, too, without a recipe: discriminator.*, registration.*.
 
 examples:
-  python scripts/import_weights.py netG_A2B.pth models/reggan.pt --target-window -1000 2000 --image-size 256
+  python scripts/import_weights.py netG_A2B.pth models/reggan.pt --target-window -1000 2000 --target-modality CT \\
+      --image-size 256
   python scripts/import_weights.py netG_A2B.pth netG_B2A.pth models/unit.pt --image-size 256
 """
-OVERLAYS = {"cyclegan": (), "unit": ("unit.json",), "munit": ("munit.json",), "nicegan": ("nicegan.json",)}
-CONFIGS = "bundles/reggan/configs"
+INFERENCE = "bundles/reggan/configs/inference.json"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,45 +65,56 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("sources", metavar="IN", type=Path, nargs="+", help="state dict saved by the authors' code")
-    parser.add_argument("destination", metavar="OUT", type=Path, help="state dict to write")
+    parser.add_argument("destination", metavar="OUT", type=Path, help="model to write")
     parser.add_argument(
         "--target-window",
         nargs=2,
         type=float,
         metavar=("LOW", "HIGH"),
-        help="physical values (HU for CT) that a generator's -1 and 1 stand for (default: -1 1)",
+        help="physical values (HU for CT) that -1 and 1 stand for in the target (default: -1 1)",
+    )
+    parser.add_argument(
+        "--source-window",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="physical values (HU for CT) that became -1 and 1 in the source (default: scaled as MR)",
     )
     parser.add_argument(
         "--image-size",
         type=int,
         metavar="PIXELS",
-        help="width and height of the images that a generator was trained on (default: unknown)",
+        help="width and height of the images that were trained on (default: unknown)",
     )
+    parser.add_argument(
+        "--slice-axis", type=int, choices=(0, 1, 2), help="axis of the oriented volume that counts slices (default: 2)"
+    )
+    parser.add_argument("--orientation", metavar="CODE", help="where the axes of volumes point (default: RAS)")
+    parser.add_argument("--source-modality", metavar="NAME", help="such as T1 (default: unknown)")
+    parser.add_argument("--target-modality", metavar="NAME", help="such as T2 or CT (default: unknown)")
+    parser.add_argument("--method", metavar="NAME", help=f"one of {', '.join(METHODS)} (default: unknown)")
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     return parser
 
 
 def convert(
-    sources: Sequence[Path],
-    destination: Path,
-    target_window: Sequence[float] | None = None,
-    image_size: int | None = None,
-    force: bool = False,
+    sources: Sequence[Path], destination: Path, given: Mapping[str, Any] | None = None, force: bool = False
 ) -> list[str]:
     """Convert the files of one model.
 
     Args:
         sources: state dicts saved by the authors' code, see `pipeline.compat.combine`.
-        destination: state dict to write.
-        target_window: physical values of -1 and 1; None means that predictions stay in [-1, 1].
-        image_size: width and height in pixels that the model was trained at; None where unknown.
+        destination: model to write.
+        given: what the files do not tell, by the attributes of `pipeline.compat.Known`; None is not given.
+            ``image_size`` is one number of pixels.
         force: replace `destination` if it exists.
 
     Returns:
-        Lines that say what was found and written, and how to use it.
+        Lines that say what was found, assumed and written, and how to use it.
 
     Raises:
-        WeightsError: a source cannot be used, they do not belong together, or the destination cannot be written.
+        WeightsError: a source cannot be used, they do not belong together, something given does not fit, or the
+            destination cannot be written.
     """
     for source in sources:
         if destination.exists() and source.exists() and destination.samefile(source):
@@ -102,15 +122,15 @@ def convert(
     files = [_import(source) for source in sources]
     model = combine(files)
     _check_names(sources, files)
-    if not model.translates and (target_window is not None or image_size is not None):
-        option = "--image-size" if target_window is None else "--target-window"
+    given = {name: value for name, value in (given or {}).items() if value is not None}
+    recipe = None
+    if model.translates:
+        recipe = model.recipe(_known(model, given))
+    elif given:
+        option = _option(next(iter(given)))
         raise WeightsError(f"{option} belongs to a generator, but {sources[0]} holds a {files[0].role} network")
-    if image_size is not None and image_size < 1:
-        raise WeightsError(f"--image-size takes a positive number of pixels, got {image_size}")
-    low, high = target_window or (-1.0, 1.0)
-    size = model.image_size if image_size is None else (image_size,) * model.spatial_dims
     try:
-        write_state_dict(model.state_dict((low, high), size), destination, overwrite=force)
+        write_state_dict(model.state_dict(recipe), destination, overwrite=force)
     except FileExistsError as error:
         raise WeightsError(f"{error}; --force replaces it") from error
     names = [f"{source.name}: " if len(sources) > 1 else "" for source in sources]
@@ -121,12 +141,58 @@ def convert(
         lines.append(f"translates from the domain of {sources[0].name} into that of {sources[1].name}")
     if model.note:
         lines.append(f"note: {model.note}")
-    if model.translates:
-        lines.append(f"-1 and 1 stand for {low:g} and {high:g}")
+    if recipe is not None:
+        lines += _told(recipe, given)
     lines.append(f"written to {destination}")
-    if model.translates:
-        lines += ["to translate with it:", f"  {_command(model, files, destination, known_size=bool(size))}"]
+    if model.spatial_dims == 3 and recipe is not None:
+        lines.append("note: it takes volumes, and inference.json translates slices: use it from Python")
+    elif recipe is not None:
+        lines += ["to translate with it:", f"  {_command(recipe, destination)}"]
     return lines
+
+
+def _known(model: ImportedModel, given: Mapping[str, Any]) -> Known:
+    known = dict(given)
+    size = known.pop("image_size", None)
+    if size is not None:
+        if size < 1:
+            raise WeightsError(f"--image-size takes a positive number of pixels, got {size}")
+        known["image_size"] = (size,) * model.spatial_dims
+    method = known.get("method")
+    if method is not None and (method not in METHODS or METHODS[method].backbone != model.backbone):
+        fitting = [name for name, entry in METHODS.items() if entry.backbone == model.backbone]
+        raise WeightsError(f"--method must be one of this backbone's, {', '.join(fitting)}; got {method!r}")
+    return Known(**known)
+
+
+def _told(recipe: Recipe, given: Mapping[str, Any]) -> list[str]:
+    """What the recipe says that is not in the files, and what of it nobody has said."""
+
+    def assumed(name: str) -> str:
+        return "" if name in given else f" (assumed; {_option(name)} says otherwise)"
+
+    grid, scaling = recipe["grid"], recipe["source"]["scaling"]["arguments"]
+    if "window" in scaling:
+        low, high = scaling["window"]
+        scaled = f"by the fixed window from {low:g} to {high:g}"
+    else:
+        scaled = f"as MR, from {scaling['background']:g} to percentile {scaling['upper_percentile']:g} of what is above"
+    low, high = recipe.target_window
+    unit = "" if "target_window" in given else ": predictions stay in [-1, 1]"
+    size = "not known" if grid["spatial_size"] is None else "x".join(map(str, grid["spatial_size"])) + " pixels"
+    modalities = [f"{domain} {recipe[domain]['modality'] or 'not known'}" for domain in ("source", "target")]
+    return [
+        f"source is scaled {scaled}{assumed('source_window')}",
+        f"-1 and 1 stand for {low:g} and {high:g}{unit}{assumed('target_window')}",
+        f"volumes are turned to {grid['orientation']}{assumed('orientation')}",
+        f"slices are counted along axis {grid['slice_axis']}{assumed('slice_axis')}",
+        f"size of images: {size}",
+        f"modalities: {', '.join(modalities)}; method: {recipe['method'] or 'not known'}",
+    ]
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _import(path: Path) -> ImportedFile:
@@ -158,37 +224,19 @@ def _check_names(sources: Sequence[Path], files: Sequence[ImportedFile]) -> None
         )
 
 
-def _command(model: ImportedModel, files: Sequence[ImportedFile], path: Path, known_size: bool) -> str:
-    configs = ",".join(f"'{CONFIGS}/{name}'" for name in ("inference.json", *OVERLAYS[model.backbone]))
-    words = ["python", "-m", "monai.bundle", "run", "--config_file", f'"[{configs}]"']
-    words += ["--checkpoint", shlex.quote(str(path)), "--network_size", "paper"]
-    for name, value in overrides(files).items():
-        words += [f"--{name}", shlex.quote(json.dumps(value))]
-    if not known_size:
+def _command(recipe: Recipe, path: Path) -> str:
+    words = ["python", "-m", "monai.bundle", "run", "--config_file", INFERENCE, "--checkpoint", shlex.quote(str(path))]
+    if recipe["grid"]["spatial_size"] is None:
         words += ["--spatial_size", "PIXELS"]
     return " ".join([*words, "--image", "T1.nii.gz", "--output_dir", "out"])
-
-
-def overrides(files: Sequence[ImportedFile]) -> dict[str, object]:
-    """Settings, by their path in the config, that are not those of the paper's networks, the constructors' defaults."""
-    found: dict[str, object] = {}
-    for file in files:
-        for part, settings in file.settings.items():
-            defaults = inspect.signature(type(file.networks[part])).parameters
-            for name, value in settings.items():
-                if value == defaults[name].default or (
-                    part == "encoder" and name == "filters"
-                ):  # takes the generator's
-                    continue
-                found["spatial_dims" if name == "spatial_dims" else f"network_def#{part}#{name}"] = value
-    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     options = build_parser().parse_intermixed_args(arguments)
     try:
-        lines = convert(options.sources, options.destination, options.target_window, options.image_size, options.force)
+        given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Known)}
+        lines = convert(options.sources, options.destination, given, options.force)
     except WeightsError as error:
         sys.exit(f"import_weights.py: error: {error}")
     print("\n".join(lines))

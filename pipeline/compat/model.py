@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -11,12 +11,16 @@ from torch import Tensor, nn
 
 from pipeline.compat import nicegan
 from pipeline.compat.common import Backbone, ImportedFile, WeightsError
+from pipeline.compat.recipe import Known, imported_recipe
+from pipeline.models import EXTRA_STATE, Recipe
+from pipeline.networks import MUNITGenerator, NICEEncoder, NICEGenerator, ResNetGenerator, UNITGenerator
 
-_TRANSLATORS: dict[Backbone, str] = {
-    "cyclegan": "CycleGANTranslator",
-    "unit": "UNITTranslator",
-    "munit": "MUNITTranslator",
-    "nicegan": "NICETranslator",
+_NETWORKS: dict[tuple[Backbone, str], type[nn.Module]] = {
+    ("cyclegan", "generator"): ResNetGenerator,
+    ("unit", "generator"): UNITGenerator,
+    ("munit", "generator"): MUNITGenerator,
+    ("nicegan", "encoder"): NICEEncoder,
+    ("nicegan", "generator"): NICEGenerator,
 }
 _EXPECTED = (
     "expected one generator, discriminator or registration network; for UNIT or MUNIT the autoencoder of the source, "
@@ -52,47 +56,66 @@ class ImportedModel:
         """Size of the only images that the networks take; () if they take any."""
         return self.settings.get("generator", {}).get("image_size") or ()
 
-    def state_dict(
-        self, target_window: Sequence[float] = (-1.0, 1.0), image_size: Sequence[int] = ()
-    ) -> dict[str, Tensor]:
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Channels of the source and of the target."""
+        first = {"nicegan": "encoder"}.get(self.backbone, "generator")
+        names = (
+            ("in_channels", "out_channels") if self.backbone in ("cyclegan", "nicegan") else ("channels", "channels")
+        )
+        return self.settings[first][names[0]], self.settings["generator"][names[1]]
+
+    def recipe(self, known: Known | None = None) -> Recipe:
+        """How the model was made and is to be used.
+
+        Args:
+            known: what the files do not tell; the defaults where it is left out.
+
+        Raises:
+            WeightsError: the networks do not translate, or take another size only, or something in ``known`` is out of
+                its range.
+        """
+        known = known or Known()
+        if not self.translates:
+            raise WeightsError(f"a {next(iter(self.parts))} network alone does not translate, so it has no recipe")
+        if self.image_size and known.image_size and tuple(known.image_size) != self.image_size:
+            raise WeightsError(
+                f"the shapes of these weights say that they take images of size {self.image_size} only, "
+                f"got {tuple(known.image_size)}"
+            )
+        networks = {part: (_NETWORKS[self.backbone, part], settings) for part, settings in self.settings.items()}
+        known = replace(known, image_size=tuple(known.image_size) or self.image_size)
+        return imported_recipe(self.backbone, networks, self.channels, self.spatial_dims, known)
+
+    def state_dict(self, recipe: Recipe | None = None) -> dict[str, Tensor]:
         """Return the weights under the names that they have in a translator.
 
         Args:
-            target_window: physical values (low, high) that -1 and 1 stand for in the target modality; the default
-                leaves the prediction in [-1, 1].
-            image_size: size in pixels of the images that the networks were trained on, up to three axes; unknown by
-                default.
+            recipe: goes with the weights; see `recipe`.
 
         Returns:
-            Tensors named `<attribute of the translator>.<name in the network>`; of networks that translate also
-            `target_window`, two values, `trained_size`, three with zeros for what is not known, and `_extra_state`, the
-            translator's signature.
+            Tensors named `<attribute of the translator>.<name in the network>`; with a recipe also `_extra_state`,
+            which holds it, so that the whole is what ``model.pt`` of a training is.
 
         Raises:
-            WeightsError: the window is not finite or not increasing, or the networks take another size only.
+            WeightsError: the tensors are not those of the translator that the recipe builds.
         """
         tensors = {
             f"{part}.{name}": tensor
             for part, network in self.parts.items()
             for name, tensor in network.state_dict().items()
         }
-        if not self.translates:
+        if recipe is None:
             return tensors
-        window = torch.tensor(tuple(target_window), dtype=torch.float32)
-        if window.shape != (2,) or not (torch.isfinite(window).all() and window[0] < window[1]):
-            raise WeightsError(f"target window must be two finite values, low < high, got {tuple(target_window)}")
-        if self.image_size and image_size and tuple(image_size) != self.image_size:
-            raise WeightsError(
-                f"the shapes of these weights say that they take images of size {self.image_size} only, "
-                f"got {tuple(image_size)}"
-            )
-        signature = f"{_TRANSLATORS[self.backbone]}(imported)"
-        return {
-            **tensors,
-            "target_window": window,
-            "trained_size": torch.tensor([*(image_size or self.image_size), 0, 0, 0][:3]),
-            "_extra_state": torch.tensor(list(signature.encode()), dtype=torch.uint8),
-        }
+        with torch.device("meta"):
+            translator = recipe.translator({})
+        state = {**tensors, EXTRA_STATE: translator.get_extra_state()}
+        try:
+            translator.load_state_dict(state, strict=True, assign=True)
+        except RuntimeError as error:
+            first = " ".join(str(error).split("\n\t")[:2])
+            raise WeightsError(f"the weights are not those of their recipe: {first}") from error
+        return translator.inference_state_dict()
 
 
 def combine(files: Sequence[ImportedFile]) -> ImportedModel:

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.compat import WeightsError, combine, import_state_dict
+from pipeline.compat import Known, WeightsError, combine, import_state_dict
 from pipeline.networks import MultiScaleDiscriminator, MUNITGenerator, UNITGenerator
-from pipeline.translators import MUNITTranslator, UNITTranslator, decode_signature
+from pipeline.translators import MUNITTranslator, UNITTranslator, decode_recipe, decode_signature
 
 
 @pytest.fixture(autouse=True)
@@ -179,9 +179,10 @@ def imported(*networks):
 
 def translator(kind, model, **options):
     """What inference builds, with the weights loaded as strictly as MONAI's handlers do."""
-    generator = {"unit": UNITGenerator, "munit": MUNITGenerator}[model.backbone]
-    built = kind({}, generator=partial(generator, **model.settings["generator"]), **options).eval()
-    built.load_state_dict(model.state_dict((0, 1000), (64, 48)), strict=True)
+    recipe = model.recipe()
+    built = recipe.translator({}, **options).eval()
+    assert type(built) is kind
+    built.load_state_dict(model.state_dict(recipe), strict=True)
     return built
 
 
@@ -253,10 +254,13 @@ def test_the_paper_s_networks_are_those_that_we_build_by_default(kind, count, ou
 
 
 def test_the_state_is_that_of_a_translator():
-    state = imported(*pair(AuthorsMUNIT, **SMALL)).state_dict((0, 1000), (64, 48))
+    model = imported(*pair(AuthorsMUNIT, **SMALL))
+    recipe = model.recipe(Known((0, 1000), image_size=(64, 48)))
+    assert recipe["source"]["channels"] == recipe["target"]["channels"] == 1
+    assert recipe["networks"]["generator"]["arguments"].items() >= model.settings["generator"].items()
+    state = model.state_dict(recipe)
     assert decode_signature(state["_extra_state"]) == "MUNITTranslator(imported)"
-    assert state["target_window"].tolist() == [0, 1000]
-    assert state["trained_size"].tolist() == [64, 48, 0]
+    assert decode_recipe(state["_extra_state"]) == recipe.content
     loaded = translator(MUNITTranslator, imported(*pair(AuthorsMUNIT, **SMALL)))
     assert loaded.signature == "MUNITTranslator(imported)"
 

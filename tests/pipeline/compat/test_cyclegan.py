@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.compat import WeightsError, combine, import_state_dict, read_state_dict, write_state_dict
+from pipeline.compat import Known, WeightsError, combine, import_state_dict, read_state_dict, write_state_dict
 from pipeline.networks import PatchDiscriminator, RegistrationNet, ResNetGenerator
-from pipeline.translators import decode_signature
+from pipeline.translators import decode_recipe, decode_signature
 
 
 def convolution(name, out_channels, in_channels, kernel, dims=2, transposed=False):
@@ -227,22 +227,101 @@ def test_half_precision_becomes_single():
 @pytest.mark.parametrize("make", [authors_generator, authors_discriminator, authors_registration])
 def test_names_are_those_of_a_translator(make):
     imported = import_one(make())
-    tensors = combine([import_state_dict(make())]).state_dict((-1000, 2000), (256, 256))
-    window = tensors.pop("target_window", None)
-    size = tensors.pop("trained_size", None)
-    signature = tensors.pop("_extra_state", None)
-    assert size is None or size.tolist() == [256, 256, 0]
-    assert (window is not None) == (imported.role == "generator")
-    assert window is None or window.tolist() == [-1000, 2000]
-    assert signature is None or decode_signature(signature) == "CycleGANTranslator(imported)"
+    tensors = combine([import_state_dict(make())]).state_dict()
     stripped = {name.removeprefix(f"{imported.role}."): tensor for name, tensor in tensors.items()}
     type(imported.network)(**imported.settings).load_state_dict(stripped, strict=True)
 
 
+def test_a_generator_has_a_recipe_that_travels_with_its_weights():
+    model = combine([import_state_dict(authors_generator(6, 1, 2, 3))])
+    known = Known((-1000, 2000), image_size=(64, 48), slice_axis=0, orientation="LPS", target_modality="CT")
+    recipe = model.recipe(known)
+    assert recipe["networks"] == {
+        "generator": {
+            "class": "pipeline.networks.ResNetGenerator",
+            "arguments": {
+                "spatial_dims": 2,
+                "in_channels": 2,
+                "out_channels": 3,
+                "filters": 6,
+                "downsamplings": 2,
+                "residual_blocks": 1,
+                "upsampling": "transposed",
+            },
+        }
+    }
+    assert (recipe["backbone"], recipe["network_size"], recipe["weights"]) == ("cyclegan", None, {})
+    assert recipe["translator"] == {"class": "pipeline.translators.CycleGANTranslator", "arguments": {}}
+    assert recipe["source"] == {
+        "modality": None,
+        "channels": 2,
+        "scaling": {
+            "class": "transforms.ScaleMRIntensityd",
+            "arguments": {"upper_percentile": 99.5, "background": 0.0},
+        },
+    }
+    assert recipe["target"] == {
+        "modality": "CT",
+        "channels": 3,
+        "scaling": {"class": "transforms.ScaleCTIntensityd", "arguments": {"window": [-1000.0, 2000.0]}},
+        "window": [-1000.0, 2000.0],
+    }
+    grid = {"spatial_dims": 2, "orientation": "LPS", "spacing": None, "slice_axis": 0, "spatial_size": [64, 48]}
+    assert grid.items() <= recipe["grid"].items()
+    assert recipe["data"] is None
+    training = dict(recipe["training"])
+    assert training.pop("origin") == "imported"
+    assert training.pop("settings") == {}
+    assert set(training.values()) == {None}
+
+    state = model.state_dict(recipe)
+    assert decode_signature(state["_extra_state"]) == "CycleGANTranslator(imported)"
+    assert decode_recipe(state["_extra_state"]) == model.recipe(known).content
+    loaded = recipe.translator({})
+    loaded.load_state_dict(state, strict=True)
+    assert all(torch.equal(state[f"generator.{name}"], value) for name, value in loaded.generator.state_dict().items())
+
+
+def test_what_nobody_says_is_assumed():
+    recipe = combine([import_state_dict(authors_generator())]).recipe()
+    assert recipe.target_window == (-1, 1)
+    assert recipe["target"]["scaling"]["class"] == "transforms.ScaleMRIntensityd"
+    assert (recipe["grid"]["spatial_size"], recipe["grid"]["orientation"], recipe.slice_axis) == (None, "RAS", 2)
+    asked = combine([import_state_dict(authors_generator())]).recipe(Known(source_window=(-160, 240)))
+    assert asked["source"]["scaling"]["arguments"] == {"window": [-160, 240]}
+
+
 @pytest.mark.parametrize("window", [(1, 1), (2, 1), (0, float("inf")), (float("nan"), 1)])
-def test_windows_that_map_nothing_are_refused(window):
-    with pytest.raises(WeightsError, match="target window must be two finite values, low < high, got"):
-        combine([import_state_dict(authors_generator())]).state_dict(window)
+@pytest.mark.parametrize("domain", ["source", "target"])
+def test_windows_that_map_nothing_are_refused(domain, window):
+    with pytest.raises(WeightsError, match=f"{domain} window must be two finite values, low < high, got"):
+        combine([import_state_dict(authors_generator())]).recipe(Known(**{f"{domain}_window": window}))
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        (Known(orientation="RAR"), "orientation must have one letter of each .* got 'RAR'"),
+        (Known(orientation="RA"), "orientation must have one letter of each .* got 'RA'"),
+        (Known(orientation="ras"), "orientation must have one letter of each .* got 'ras'"),
+        (Known(slice_axis=3), "not valid: grid#slice_axis: 3 is not one of"),
+        (Known(source_modality=""), "not valid: source#modality"),
+    ],
+)
+def test_what_is_said_wrongly_is_refused(known, message):
+    with pytest.raises(WeightsError, match=message):
+        combine([import_state_dict(authors_generator())]).recipe(known)
+
+
+def test_what_does_not_translate_has_no_recipe():
+    with pytest.raises(WeightsError, match="a discriminator network alone does not translate, so it has no recipe"):
+        combine([import_state_dict(authors_discriminator())]).recipe()
+
+
+def test_a_recipe_of_other_networks_is_refused():
+    recipe = combine([import_state_dict(authors_generator(6))]).recipe()
+    with pytest.raises(WeightsError, match=r"not those of their recipe: .*size mismatch for generator\.stem"):
+        combine([import_state_dict(authors_generator(8))]).state_dict(recipe)
 
 
 @pytest.mark.parametrize(

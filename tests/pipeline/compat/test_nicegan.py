@@ -10,8 +10,7 @@ from torch import nn
 from torch.nn.utils import spectral_norm  # the older form, which the authors use
 
 from pipeline.compat import WeightsError, combine, import_state_dict
-from pipeline.networks import NICEEncoder, NICEGenerator
-from pipeline.translators import NICETranslator, decode_signature
+from pipeline.translators import NICETranslator
 
 
 @pytest.fixture(autouse=True)
@@ -169,10 +168,10 @@ def imported(*networks):
 
 def translator(model):
     """What inference builds, with the weights loaded as strictly as MONAI's handlers do."""
-    encoder = partial(NICEEncoder, **model.settings["encoder"])
-    generator = partial(NICEGenerator, **model.settings["generator"])
-    built = NICETranslator({}, encoder=encoder, generator=generator).eval()
-    built.load_state_dict(model.state_dict((0, 1000)), strict=True)
+    recipe = model.recipe()
+    built = recipe.translator({}).eval()
+    assert type(built) is NICETranslator
+    built.load_state_dict(model.state_dict(recipe), strict=True)
     return built.requires_grad_(False)
 
 
@@ -200,8 +199,9 @@ def test_imported_nice_gan_translates_as_the_authors_does(settings, size, own_en
     assert expected.std() > 0.01
     assert model.image_size == (() if settings.get("light") else size)
     assert model.settings["generator"]["residual_blocks"] == settings["blocks"]
-    assert ours.trained_size.tolist() == [*(model.image_size or (0, 0)), 0]
-    assert decode_signature(model.state_dict()["_extra_state"]) == "NICETranslator(imported)"
+    assert model.recipe()["grid"]["spatial_size"] == (list(model.image_size) or None)
+    assert model.recipe()["source"]["channels"] == settings.get("channels", 1)
+    assert ours.signature == "NICETranslator(imported)"
     assert bool(model.note) == own_encoder
 
 
