@@ -45,10 +45,12 @@ class Cases(dict[str, list[dict[str, str]]]):
     Each item is ``{"image": path, "label": path, "case": patient}``.
 
     Attributes:
+        name: of the data set's folder, without what lies above it; empty where the lists come from nowhere.
         digest: SHA-256 over names and contents of all files (see `check_cases`); None if the files were not checked.
         modalities: names of the modalities, ``source`` and ``target``, as far as the datalist tells them.
     """
 
+    name: str = ""
     digest: str | None = None
     modalities: Mapping[str, str] = MappingProxyType({})
 
@@ -61,6 +63,19 @@ class Cases(dict[str, list[dict[str, str]]]):
         """
         given = {"source": source, "target": target}
         return {name: value or self.modalities.get(name) for name, value in given.items()}
+
+    def describe(self) -> dict[str, Any]:
+        """Return what may be told of the data set elsewhere: nothing that names a patient, a file or a path.
+
+        Returns:
+            ``name`` and ``digest``; ``pairs`` and ``patients``, the number of each by list.
+        """
+        return {
+            "name": self.name,
+            "digest": self.digest,
+            "pairs": {split: len(items) for split, items in self.items()},
+            "patients": {split: len({item["case"] for item in items}) for split, items in self.items()},
+        }
 
     def require(self, split: str) -> list[dict[str, str]]:
         """Return one list, making sure that there is something in it.
@@ -123,7 +138,7 @@ def load_cases(
         needed: lists that must not be empty; without ``"validation"`` among them, no patients are moved there.
 
     Returns:
-        The three lists, with the digest of the data.
+        The three lists, with the name of the folder and the digest of the data.
 
     Raises:
         DataError: anything is wrong with the list or the files; the message says all of it at once.
@@ -139,6 +154,7 @@ def load_cases(
     faults += _assign_patients(cases, pattern)
     if "validation" in needed and cases["training"] and not cases["validation"]:
         faults += _draw_validation(cases, validation_fraction, seed)
+    cases.name = Path(os.path.abspath(root)).name
     found, cases.digest = find_faults(cases, read_files=check)
     faults += found
     if faults:
