@@ -74,6 +74,15 @@ def test_files_of_the_training_stay_as_they_are(run_config, run_dir, snapshot):
     }
 
 
+@pytest.mark.parametrize("split", ["test", "training"])
+def test_evaluation_does_not_augment(run_config, run_dir, split):
+    """A noise study evaluates with the chain that it trained with, its augmentation included."""
+    run_config(*CHAIN, split=split)
+    plain = read_cases(run_dir)
+    run_config("train.json", "augmentation.json", "evaluate.json", split=split)
+    assert read_cases(run_dir) == plain
+
+
 def test_evaluating_again_gives_the_same(run_config, run_dir, snapshot):
     run_config(*CHAIN)
     before = snapshot(run_dir)
