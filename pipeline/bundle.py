@@ -364,7 +364,7 @@ def _refuse_misspelt_knobs(parser: ConfigParser) -> list[str]:
     entries = set(parser.config) - {parser.meta_key, *UNREFERENCED}
     unused = []
     for name in sorted(entries - used):
-        if isinstance(parser.config[name], (dict, list)) or str(parser.config[name]).startswith("$"):
+        if isinstance(parser.config[name], (dict, list)) or str(parser.config[name]).startswith(("$", "@")):
             continue
         close = difflib.get_close_matches(name, sorted(used & entries), n=1, cutoff=0.75)
         if close:

@@ -224,7 +224,10 @@ class CaseTable:
         summary = summarise([case for case, _ in case_ids], columns)
         volumes = getattr(engine.state, "volumes", None)
         if volumes:
-            with replacing(self.output_dir / "volumes.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
+            with (
+                replacing(self.output_dir / "volumes.csv") as path,
+                path.open("w", newline="", encoding="utf-8") as file,
+            ):
                 rows = csv.DictWriter(file, list(volumes[0]))
                 rows.writeheader()
                 rows.writerows(

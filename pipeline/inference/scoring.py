@@ -59,7 +59,8 @@ def score_volumes(
             prefix = f"{name}_" if name else ""
             pred = translate(source, translation, candidate, device, amp)[None]
             row |= {
-                f"{prefix}{score.__name__}": float(score(pred, target, mask=mask, **window)) for score in (mae, nmae, psnr)
+                f"{prefix}{score.__name__}": float(score(pred, target, mask=mask, **window))
+                for score in (mae, nmae, psnr)
             }
             row[f"{prefix}ssim"] = float(ssim(pred, target, window=_windows(target), **window))
         yield row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +31,18 @@ class StartingPoint:
     Settings that are not given are the model's; those that are given and contradict it are refused by `check`.
 
     Args:
-        path: ``model.pt``, ``best.pt`` or ``last.pt`` of another training, or None for fresh weights. Networks that only
-            training has, such as the discriminator, are taken from the file, or from the ``checkpoints/best.pt``
+        path: ``model.pt``, ``best.pt`` or ``last.pt`` of another training, or None for fresh weights. Networks that
+            only training has, such as the discriminator, are taken from the file, or from the ``checkpoints/best.pt``
             beside it if that holds the same weights, and start anew where they are in neither.
+
+        trusted_modules: modules beside the project's whose classes the recipe may name.
 
     Raises:
         ModelError: the file cannot be used.
     """
 
-    def __init__(self, path: str | Path | None = None) -> None:
-        self.model = None if path is None else Model(path)
+    def __init__(self, path: str | Path | None = None, trusted_modules: Collection[str] = ()) -> None:
+        self.model = None if path is None else Model(path, trusted_modules)
 
     @property
     def digest(self) -> str | None:

@@ -17,8 +17,8 @@ from skimage.io import imread
 from skimage.metrics import structural_similarity
 
 from pipeline.bundle import project_dir
-from pipeline.handlers import load_checkpoint
 from pipeline.metrics import foreground_mask, psnr
+from pipeline.models import load_checkpoint
 
 CHAIN = ("train.json", "evaluate.json")
 CANDIDATES = {"": "prediction", "source_": "source as it is", "intensity_map_": "intensity map"}
