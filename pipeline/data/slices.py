@@ -32,7 +32,7 @@ class _Volume:
     image: torch.Tensor
     label: torch.Tensor
     window: tuple[float, float] | None
-    description: dict[str, dict[str, Any]] | None
+    description: dict[str, Any] | None
 
 
 class SliceDataset(Dataset):

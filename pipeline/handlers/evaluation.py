@@ -42,9 +42,9 @@ CONTEXTS = {"test": "testing"}
 class EvaluationReport:
     """Say what an evaluation came to and where its files are, and tell MLflow, in a run of its own.
 
-    Prints prediction and baselines side by side, of whole volumes and then of slices. Then, if ``run_dir`` holds the record of a tracked training and the
-    checkpoint is that training's, the evaluation becomes a run below that of the training, which stays as it is. Its
-    name is like ``reggan: test of best.pt``, and it holds:
+    Prints prediction and baselines side by side, of whole volumes and then of slices. Then, if ``run_dir`` holds the
+    record of a tracked training and the checkpoint is that training's, the evaluation becomes a run below that of the
+    training, which stays as it is. Its name is like ``reggan: test of best.pt``, and it holds:
 
     - all parameters of the training, and of its own ``split``, ``checkpoint``, ``evaluated_noise_level``,
       ``evaluated_noise_kind``, ``dataset`` and ``dataset_digest``;

@@ -283,6 +283,14 @@ def summarise(cases: Sequence[str], columns: Mapping[str, np.ndarray]) -> dict[s
     return {"slices": slices, "over_patients": over_patients, "patients": means, "notes": notes}
 
 
+def _write_volumes(volumes: Sequence[Mapping[str, Any]], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(volumes[0])
+        for volume in volumes:
+            writer.writerow([f"{value:.9g}" if isinstance(value, float) else value for value in volume.values()])
+
+
 def summarise_volumes(volumes: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
     """Statistics of whole volumes.
 
@@ -327,17 +335,17 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
         count = sum(patient["volumes"] for patient in volumes["patients"].values())
         parts += [
             "## Whole volumes",
-            f"Volumes: {count}. Patients: {len(volumes['patients'])}, each counting once. Translated as for use, and compared "
-            "in the source's geometry and in physical units, nothing left out: MAE, NMAE and PSNR over the target's "
-            "foreground, SSIM over the whole volume; the range is the model's target window. Given are mean ± standard "
-            "deviation.",
+            f"Volumes: {count}. Patients: {len(volumes['patients'])}, each counting once. Translated as for use, and "
+            "compared in the source's geometry and in physical units, nothing left out: MAE, NMAE and PSNR over the "
+            "target's foreground, SSIM over the whole volume; the range is the model's target window. Given are mean ± "
+            "standard deviation.",
             markdown_table(_rows(volumes["over_patients"], _mean_and_std, metrics=VOLUME_METRICS)),
             markdown_table(_patient_rows(volumes["patients"], "volumes", VOLUME_METRICS)),
         ]
     parts += [
         "## Over slices",
-        f"Slices: {slices}. Patients: {len(patients)}. At the size of the training, scaled to [-1, 1], without the slices "
-        "that show too little, as in the paper. Given are mean ± standard deviation.",
+        f"Slices: {slices}. Patients: {len(patients)}. At the size of the training, scaled to [-1, 1], without the "
+        "slices that show too little, as in the paper. Given are mean ± standard deviation.",
         markdown_table(_rows(summary["slices"], _mean_and_std)),
         "## Over patients",
         "Each patient counts once, with the mean of its slices.",

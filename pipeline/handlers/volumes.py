@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import ignite.distributed as idist
 import numpy as np
+import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -19,7 +20,7 @@ class VolumeScores:
     """Translate the test volumes as `inference.json` does, and score them whole, in the patient's space and units.
 
     ``engine.state.volumes`` then holds a row for each volume (see `pipeline.inference.scoring.score_volumes`), and
-    ``engine.state.metrics`` the means over patients, ``volume_psnr`` and so on. A patient of several volumes counts once.
+    ``engine.state.metrics`` the means over patients, ``volume_psnr`` and so on; each patient counts once.
 
     Attach it before what writes and tells of scores.
 

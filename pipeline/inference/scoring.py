@@ -16,7 +16,7 @@ from pipeline.inference.translation import Translation
 from pipeline.metrics import foreground_mask, mae, nmae, psnr, ssim
 
 SSIM_WINDOW = 7
-"""Width of the structural similarity's window in voxels; the greatest odd number that an axis has, where it has fewer."""
+"""Width of the structural similarity's window in voxels; along a shorter axis, the greatest odd number that fits."""
 
 
 def score_volumes(
@@ -46,7 +46,7 @@ def score_volumes(
         volume; the same with a baseline's name in front, as in ``source_psnr``.
     """
     scale_target = translation.recipe.scaling("target", "label")
-    window = {"data_range": translation.recipe.data_range}
+    data_range = translation.recipe.data_range
     candidates: dict[str, Callable[[Tensor], Tensor]] = {"": network, **(baselines or {})}
     for case in cases:
         # The scaling needs the metadata, the scores plain tensors; what is unlike the training is warned of on the way.
@@ -59,10 +59,10 @@ def score_volumes(
             prefix = f"{name}_" if name else ""
             pred = translate(source, translation, candidate, device, amp)[None]
             row |= {
-                f"{prefix}{score.__name__}": float(score(pred, target, mask=mask, **window))
+                f"{prefix}{score.__name__}": float(score(pred, target, data_range=data_range, mask=mask))
                 for score in (mae, nmae, psnr)
             }
-            row[f"{prefix}ssim"] = float(ssim(pred, target, window=_windows(target), **window))
+            row[f"{prefix}ssim"] = float(ssim(pred, target, data_range=data_range, window=_windows(target)))
         yield row
 
 

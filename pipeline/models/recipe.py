@@ -319,7 +319,9 @@ class Recipe:
                 found += list(self._network_differences(value))
             elif name == "translator":
                 path = known["translator"]["class"]
-                if value not in (path, path.rpartition(".")[2], known["backbone"]):
+                if "." not in str(value) and value != known["backbone"]:
+                    found.append(("backbone", value, known["backbone"]))
+                elif "." in str(value) and value != path:
                     found.append((name, value, path))
             else:
                 section, entry = _PLACES[name]

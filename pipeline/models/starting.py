@@ -80,8 +80,8 @@ class StartingPoint:
         """What makes the scaling of a domain, "source" or "target"; arguments that are given win, and are checked."""
         if self.model is None:
             return ScaleMRIntensityd
-        known = self.model.recipe.scaling(domain, "image")
-        return functools.partial(type(known), **self.model.recipe[domain]["scaling"]["arguments"])
+        kind: Callable[..., Any] = type(self.model.recipe.scaling(domain, "image"))
+        return functools.partial(kind, **self.model.recipe[domain]["scaling"]["arguments"])
 
     def builder(self, translator: str) -> Callable[..., Translator]:
         """What builds the translator of a training.
@@ -123,13 +123,15 @@ class StartingPoint:
             raise ModelError("there is no model to start from")
         networks = {name: factory for name, factory in given.items() if callable(factory)}
         settings = {name: value for name, value in given.items() if name not in networks and value is not None}
-        of_the_model = {}
+        of_the_model: dict[str, Any] = {}
         for name, factory in networks.items():
             kind, arguments = unfold(factory)
             known = model.recipe["networks"].get(name)
-            asked = {key for key, value in arguments.items() if value is not None} - {"spatial_dims"}
-            # A network of another backbone that nothing was asked of is the config's default, not somebody's wish.
-            if asked or (known is not None and describe_class(kind) == known["class"]):
+            asked = {key: value for key, value in arguments.items() if value is not None and key != "spatial_dims"}
+            # The class may be the config's default, that of another backbone; what was asked of it is somebody's wish.
+            if asked and (known is None or describe_class(kind) != known["class"]):
+                of_the_model[name] = asked
+            elif asked:
                 of_the_model[name] = factory
         model.recipe.agree({"translator": translator, "network_def": of_the_model})
         network = model.recipe.translator(weights, **settings)
