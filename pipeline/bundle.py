@@ -196,7 +196,7 @@ def check_names() -> None:
     Raises:
         ValueError: if a knob that nothing refers to has nearly the name of one that counts.
     """
-    parser = _calling_parser()
+    parser = calling_parser()
     if parser is not None:
         _refuse_misspelt_knobs(parser)
 
@@ -259,7 +259,7 @@ class RunFolder:
     def __init__(self, output_dir: str | Path, resume: bool = False) -> None:
         self.output_dir = Path(output_dir).expanduser().absolute()
         self.resume = resume
-        self._parser = _calling_parser()
+        self._parser = calling_parser()
         if self._parser is not None:
             unused = _refuse_misspelt_knobs(self._parser)
             if unused:
@@ -340,7 +340,7 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (str, int, float, bool, tuple, torch.device))
 
 
-def _calling_parser() -> ConfigParser | None:
+def calling_parser() -> ConfigParser | None:
     """The parser that is building this part, None outside of one.
 
     A config's part is not told of the config it stands in, and MONAI offers no way to ask; the parser is up the stack.
@@ -364,7 +364,7 @@ def _refuse_misspelt_knobs(parser: ConfigParser) -> list[str]:
     entries = set(parser.config) - {parser.meta_key, *UNREFERENCED}
     unused = []
     for name in sorted(entries - used):
-        if isinstance(parser.config[name], (dict, list)) or str(parser.config[name]).startswith("$"):
+        if isinstance(parser.config[name], (dict, list)) or str(parser.config[name]).startswith(("$", "@")):
             continue
         close = difflib.get_close_matches(name, sorted(used & entries), n=1, cutoff=0.75)
         if close:

@@ -16,8 +16,7 @@ from monai.bundle.reference_resolver import ReferenceResolver
 
 from pipeline.bundle import CONFIG_FILE, all_references, first_cause
 from pipeline.files import replacing
-from pipeline.handlers import load_checkpoint
-from pipeline.handlers.checkpoint import BEST, MODEL
+from pipeline.models import BEST, MODEL, load_checkpoint
 from pipeline.provenance import environment, git_state, redact
 from pipeline.translators import Translator
 

@@ -165,6 +165,15 @@ class InMemory(Dataset):
 
     target_window = (0.0, 1000.0)
 
+    @property
+    def clean(self) -> InMemory:
+        """These pairs: nothing is drawn."""
+        return self
+
+    def set_random_state(self, seed: int) -> InMemory:
+        """Nothing to seed, either."""
+        return self
+
 
 def report_data(size: int, step: float, device: torch.device) -> None:
     """(c) Pairs per second through loader and noise, against what a step uses and against a plain per-sample affine."""

@@ -28,14 +28,14 @@ def describe_volume(image: NdarrayOrTensor) -> dict[str, Any]:
     """Describe an image as its file has it.
 
     Args:
-        image: (C, H, W) or (C, H, W, D) in its own units; the affine of a `MetaTensor` counts, otherwise voxels are 1 mm
-            and the axes point to R, A and S.
+        image: (C, H, W) or (C, H, W, D) in its own units; the affine of a `MetaTensor` counts, otherwise voxels are
+            1 mm and the axes point to R, A and S.
 
     Returns:
         Plain values: ``channels``; ``low``, the 0.5th percentile of all voxels; ``high``, the 99.5th of those above the
-        minimum; ``orientation``, where the axes point, such as "LPS"; ``tilt``, the greatest angle in degrees between an
-        axis of the volume and the patient's axis that it is nearest to; ``spacing`` and ``field_of_view``, mm along the
-        axes R, A and S.
+        minimum; ``orientation``, where the axes point, such as "LPS"; ``tilt``, the greatest angle in degrees between
+        an axis of the volume and the patient's axis that it is nearest to; ``spacing`` and ``field_of_view``, mm along
+        the axes R, A and S.
 
     Raises:
         ValueError: the image has no voxel, or another number of axes.
@@ -64,11 +64,11 @@ def describe_volume(image: NdarrayOrTensor) -> dict[str, Any]:
 
 
 def _percentiles(tensor: torch.Tensor) -> tuple[float, float]:
-    values = tensor.detach().cpu().reshape(-1)
-    values = values[:: -(-values.numel() // MOST_VOXELS)].to(torch.float32).numpy()
+    voxels = tensor.detach().cpu().reshape(-1)
+    values = voxels[:: -(-voxels.numel() // MOST_VOXELS)].to(torch.float32).numpy()
     above = values[values > values.min()]
     low, high = PERCENTILES
-    return float(np.percentile(values, low)), float(np.percentile(above if above.size else values, high))
+    return float(np.percentile(values, low)), float(np.percentile(above if len(above) else values, high))
 
 
 class DescribeVolumed(MapTransform):

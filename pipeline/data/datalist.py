@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.checks import SPLITS, DataError, find_faults
+from pipeline.data.checks import REQUIRED_SPLITS, SPLITS, DataError, find_faults
 
 __all__ = ["IMAGE_SUFFIXES", "Cases", "load_cases", "name_of"]
 
@@ -45,10 +45,12 @@ class Cases(dict[str, list[dict[str, str]]]):
     Each item is ``{"image": path, "label": path, "case": patient}``.
 
     Attributes:
+        name: of the data set's folder, without what lies above it; empty where the lists come from nowhere.
         digest: SHA-256 over names and contents of all files (see `check_cases`); None if the files were not checked.
         modalities: names of the modalities, ``source`` and ``target``, as far as the datalist tells them.
     """
 
+    name: str = ""
     digest: str | None = None
     modalities: Mapping[str, str] = MappingProxyType({})
 
@@ -61,6 +63,19 @@ class Cases(dict[str, list[dict[str, str]]]):
         """
         given = {"source": source, "target": target}
         return {name: value or self.modalities.get(name) for name, value in given.items()}
+
+    def describe(self) -> dict[str, Any]:
+        """Return what may be told of the data set elsewhere: nothing that names a patient, a file or a path.
+
+        Returns:
+            ``name`` and ``digest``; ``pairs`` and ``patients``, the number of each by list.
+        """
+        return {
+            "name": self.name,
+            "digest": self.digest,
+            "pairs": {split: len(items) for split, items in self.items()},
+            "patients": {split: len({item["case"] for item in items}) for split, items in self.items()},
+        }
 
     def require(self, split: str) -> list[dict[str, str]]:
         """Return one list, making sure that there is something in it.
@@ -94,6 +109,7 @@ def load_cases(
     seed: int = 0,
     patient_pattern: str | None = None,
     check: bool = True,
+    needed: Sequence[str] = REQUIRED_SPLITS,
 ) -> Cases:
     """List a data set's pairs, by patient, and make sure that they can be trained on.
 
@@ -119,9 +135,10 @@ def load_cases(
         patient_pattern: regular expression with one group that reads the patient from an image's file name, such as
             ``"(BraTS18_[^_]*_[^_]*_[0-9]*)"``. Needed for slices, of which a patient has many.
         check: whether to read every file and look for faults (see `check_cases`).
+        needed: lists that must not be empty; without ``"validation"`` among them, no patients are moved there.
 
     Returns:
-        The three lists, with the digest of the data.
+        The three lists, with the name of the folder and the digest of the data.
 
     Raises:
         DataError: anything is wrong with the list or the files; the message says all of it at once.
@@ -133,10 +150,11 @@ def load_cases(
     root = Path(str(dataset_dir)).expanduser()  # the command line makes numbers of names that look like one
     if not root.is_dir():
         raise DataError([f"dataset_dir {root} is no folder"])
-    cases, faults = _list_cases(root, datalist)
+    cases, faults = _list_cases(root, datalist, "training" in needed)
     faults += _assign_patients(cases, pattern)
-    if cases["training"] and not cases["validation"]:
+    if "validation" in needed and cases["training"] and not cases["validation"]:
         faults += _draw_validation(cases, validation_fraction, seed)
+    cases.name = Path(os.path.abspath(root)).name
     found, cases.digest = find_faults(cases, read_files=check)
     faults += found
     if faults:
@@ -165,24 +183,24 @@ def _compile(patient_pattern: str | None) -> re.Pattern[str] | None:
     return pattern
 
 
-def _list_cases(root: Path, datalist: str | os.PathLike[str] | None) -> tuple[Cases, list[str]]:
+def _list_cases(root: Path, datalist: str | os.PathLike[str] | None, to_train: bool) -> tuple[Cases, list[str]]:
     """Find the layout and list it; returns the cases as far as they could be listed, and the faults."""
     if datalist:
         given = Path(str(datalist)).expanduser()
         found = next((path for path in (given, root / given) if path.is_file()), None)
         if found is None:
             return _no_cases(), [f"datalist {given}: no such file, neither as given nor in {root}"]
-        return _list_json(found, root)
+        return _list_json(found, root, to_train)
     has_volumes = any((root / folder).is_dir() for folders in VOLUME_FOLDERS.values() for folder in folders)
     for path in (root / name for name in DATALIST_NAMES):
         # nnU-Net's dataset.json describes the folders and lists nothing.
         if path.is_file() and not (has_volumes and _lists_nothing(path)):
-            return _list_json(path, root)
+            return _list_json(path, root, to_train)
     if has_volumes:
-        return _list_volume_folders(root)
+        return _list_volume_folders(root, to_train)
     slice_folders = _find_slice_folders(root)
     if any(slice_folders.values()):
-        return _list_slice_folders(root, slice_folders)
+        return _list_slice_folders(root, slice_folders, to_train)
     expected = f"{' or '.join(DATALIST_NAMES)}, folders imagesTr and labelsTr, or folders train/A and train/B"
     return _no_cases(), [f"{root} holds no data set: expected {expected}"]
 
@@ -201,7 +219,7 @@ def _lists_nothing(path: Path) -> bool:
     return isinstance(content, dict) and not any(isinstance(content.get(split), list) for split in SPLITS)
 
 
-def _list_json(path: Path, root: Path) -> tuple[Cases, list[str]]:
+def _list_json(path: Path, root: Path, to_train: bool) -> tuple[Cases, list[str]]:
     """List a Medical Decathlon JSON, going on behind each fault (MONAI's reader stops at the first)."""
     cases = _no_cases()
     try:
@@ -212,7 +230,7 @@ def _list_json(path: Path, root: Path) -> tuple[Cases, list[str]]:
         return cases, [f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})"]
     if not isinstance(content, dict):
         return cases, [f'{path}: expected an object with a list "training", got {_kind(content)}']
-    if "training" not in content:
+    if to_train and "training" not in content:
         keys = ", ".join(f'"{key}"' for key in content) or "nothing"
         return cases, [f'{path}: expected a list "training", found {keys}']
     cases.modalities = _modalities(content.get("modality"))
@@ -222,7 +240,7 @@ def _list_json(path: Path, root: Path) -> tuple[Cases, list[str]]:
         if not isinstance(items, list):
             faults.append(f'{path}: "{split}" must be a list, got {_kind(items)}')
             continue
-        if split == "training" and not items:
+        if to_train and split == "training" and not items:
             faults.append(f'{path}: the list "training" is empty')
         for index, item in enumerate(items):
             problem = _entry_problem(item)
@@ -319,14 +337,14 @@ def _no_images(image_dir: Path, label_dir: Path) -> str:
     return f"{image_dir} and {label_dir} hold no images ({' '.join(IMAGE_SUFFIXES)}), expected the training pairs"
 
 
-def _list_volume_folders(root: Path) -> tuple[Cases, list[str]]:
+def _list_volume_folders(root: Path, to_train: bool) -> tuple[Cases, list[str]]:
     """List the folders imagesTr, labelsTr and so on; a file's name is its patient."""
     cases, faults = _no_cases(), []
     for split, (image_folder, label_folder) in VOLUME_FOLDERS.items():
         pairs, problems = _pair(root / image_folder, root / label_folder)
         cases[split] = [{"image": str(image), "label": str(label), "fallback": name} for name, image, label in pairs]
         faults += problems
-        if split == "training" and not pairs and not problems:
+        if to_train and split == "training" and not pairs and not problems:
             faults.append(_no_images(root / image_folder, root / label_folder))
     return cases, faults
 
@@ -340,7 +358,9 @@ def _find_slice_folders(root: Path) -> dict[str, list[Path]]:
     }
 
 
-def _list_slice_folders(root: Path, slice_folders: Mapping[str, Sequence[Path]]) -> tuple[Cases, list[str]]:
+def _list_slice_folders(
+    root: Path, slice_folders: Mapping[str, Sequence[Path]], to_train: bool
+) -> tuple[Cases, list[str]]:
     """List the folders train/A, train/B and so on; numbering restarts per folder, so names say nothing across lists."""
     cases, faults = _no_cases(), []
     for split, folders in slice_folders.items():
@@ -353,7 +373,7 @@ def _list_slice_folders(root: Path, slice_folders: Mapping[str, Sequence[Path]])
             for name, image, label in pairs
         ]
         faults += problems
-        if split == "training" and not pairs and not problems:
+        if to_train and split == "training" and not pairs and not problems:
             faults.append(_no_images(folder / "A", folder / "B"))
     return cases, faults
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class _Volume:
     image: torch.Tensor
     label: torch.Tensor
     window: tuple[float, float] | None
-    description: dict[str, dict[str, Any]] | None
+    description: dict[str, Any] | None
 
 
 class SliceDataset(Dataset):
@@ -49,7 +50,8 @@ class SliceDataset(Dataset):
         slice_axis: spatial axis (0, 1 or 2) that counts the slices.
         min_foreground: least share, in [0, 1], of a slice's label that lies above ``background``.
         background: intensity at and below which a pixel counts as background.
-        slice_transform: applied to an item's dictionary whenever it is asked for (random augmentation, say).
+        slice_transform: applied to an item's dictionary whenever it is asked for (random augmentation, say); `clean`
+            is without it.
         num_workers: threads that preprocess volumes; 0 works in the calling thread.
         progress: whether to show a progress bar while preprocessing.
 
@@ -195,6 +197,17 @@ class SliceDataset(Dataset):
     def spatial_size(self) -> tuple[int, int]:
         """Size (H, W) of every slice."""
         return int(self._images.shape[2]), int(self._images.shape[3])
+
+    @property
+    def clean(self) -> SliceDataset:
+        """The same slices, in the same order, as they are: a view on the same tensors that has no ``slice_transform``.
+
+        For all that must not see augmented images, such as a baseline fitted to the training pairs. To look at it draws
+        nothing, so that the draws of this data set stay what they are.
+        """
+        view = copy.copy(self)
+        view.slice_transform = None
+        return view
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> SliceDataset:
         """Seed ``slice_transform``, if it is random: with one seed and one order of items, the same draws.

@@ -11,6 +11,7 @@ from pipeline.handlers.progress import ProgressHandler
 from pipeline.handlers.seeding import EpochSeed
 from pipeline.handlers.tables import CaseTable, ScoreTable, SummaryHandler
 from pipeline.handlers.tracking import MLflowTracker
+from pipeline.handlers.volumes import VolumeScores
 
 __all__ = [
     "CaseTable",
@@ -27,6 +28,7 @@ __all__ = [
     "Sample",
     "ScoreTable",
     "SummaryHandler",
+    "VolumeScores",
     "draw_translation",
     "on_exception",
 ]

@@ -50,6 +50,7 @@ class RunRecord:
         key: unique name of the run on our side; known before the store has been reached.
         start_time: milliseconds since the epoch.
         run_id: MLflow's id of the run; None until the store has been reached.
+        parent: key of the run that this one is shown below; None for a run that stands alone.
     """
 
     tracking_uri: str
@@ -59,6 +60,7 @@ class RunRecord:
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
     start_time: int = field(default_factory=lambda: int(time.time() * 1000))
     run_id: str | None = None
+    parent: str | None = None
 
     @classmethod
     def load(cls, path: Path) -> RunRecord | None:
@@ -183,7 +185,7 @@ class Journal:
     def reject(self, content: dict[str, Any], reason: str) -> None:
         """Puts a value that the store will never take aside, so that it does not hold up the others."""
         with self.folder.with_suffix(".rejected.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"reason": reason, **content}) + "\n")
+            file.write(json.dumps({"reason": reason, **content}, default=str) + "\n")
 
     def close(self) -> None:
         """Lets go of the folder, and removes it if nothing in it is unsent."""
@@ -211,7 +213,7 @@ def read_segment(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def leftovers(output_dir: Path, besides: str) -> list[Journal]:
-    """The journals of earlier runs in an output directory that are no longer written to.
+    """The journals of earlier runs in an output directory that are no longer written to, parents before their children.
 
     Args:
         output_dir: output directory of a run.
@@ -225,4 +227,4 @@ def leftovers(output_dir: Path, besides: str) -> list[Journal]:
             journals.append(Journal(folder))
         except (BlockingIOError, FileNotFoundError) as error:
             logger.debug("%s is left alone: %s", folder, error)
-    return journals
+    return sorted(journals, key=lambda journal: journal.record.start_time)

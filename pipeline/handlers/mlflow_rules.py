@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 # In characters.
 KEY_LENGTH = 250
 PARAM_LENGTH = 6000
 TAG_LENGTH = 5000
+DIGEST_LENGTH = 36
 
 # In entries of one log_batch call.
 METRICS_PER_BATCH = 1000
@@ -90,4 +93,33 @@ def clean_values(values: Mapping[str, str], length: int) -> dict[str, str]:
     """
     return {
         clean_key(key): value if len(value) <= length else f"{value[: length - 3]}..." for key, value in values.items()
+    }
+
+
+def dataset_input(dataset: Mapping[str, Any], context: str) -> dict[str, dict[str, str]]:
+    """Describes a data set as MLflow keeps it, which fills the column *Dataset* of its page.
+
+    MLflow knows a data set by name and digest, and keeps one profile of it for all runs of an experiment, that of the
+    first. So the numbers of pairs, which depend on how it is split, are also tags, which each run has of its own.
+
+    Args:
+        dataset: ``name``, of its folder, ``digest``, SHA-256 or None, and ``pairs``, their number by split.
+        context: what the run does with it, such as "training" or "testing".
+
+    Returns:
+        ``dataset``, the arguments of MLflow's ``Dataset``, and ``tags``. The digest is cut to what MLflow takes;
+        the whole is in the profile and in the tags. Of a name that is a path only the last part is told.
+    """
+    name, digest = Path(str(dataset["name"])).name, dataset.get("digest")
+    facts = {f"{split}_pairs": number for split, number in (dataset.get("pairs") or {}).items()}
+    facts |= {"sha256": digest} if digest else {}
+    return {
+        "dataset": {
+            "name": name,
+            "digest": (digest or "unknown")[:DIGEST_LENGTH],
+            "source_type": "local",
+            "source": json.dumps({"uri": name}),
+            "profile": json.dumps(facts),
+        },
+        "tags": {"mlflow.data.context": context, **{key: str(fact) for key, fact in facts.items()}},
     }

@@ -20,6 +20,7 @@ from pipeline.handlers.mlflow_rules import METRICS_PER_BATCH, PARAMS_AND_TAGS_PE
 logger = logging.getLogger(__name__)
 
 KEY_TAG = "reggan.key"  # finds a run whose creation was never confirmed to us
+PARENT_TAG = "mlflow.parentRunId"  # what MLflow's own pages nest runs by
 ERROR_TAG = "error"
 
 ARTIFACT_TRIES = 3
@@ -68,13 +69,17 @@ class RunSender:
 
     - ``resume``: the run is continued from a checkpoint, and replays what came after it
     - ``params`` and ``tags``: ``values``, a dict of strings
+    - ``inherit``: the parent's parameters are taken over where the run has none of that name; ``values`` if it has no
+      parent
+    - ``inputs``: ``dataset`` and ``tags``, see `pipeline.handlers.mlflow_rules.dataset_input`
     - ``metrics``: ``time`` in milliseconds, ``steps``, a list, and ``values``, a dict of lists of the same length
     - ``artifact``: ``path`` of a file below the journal's folder, and the artifacts' ``folder`` to put it in
     - ``end``: ``status`` and ``time`` in milliseconds
 
     A value can reach the store twice in two ways, and both are caught. A segment is sent again if its sending was cut
-    short: MLflow leaves out values that are equal in time stamp and step. A resumed run replays steps: for each metric,
-    steps up to the last one that the store already had at that point are left out.
+    short: MLflow leaves out values that are equal in time stamp and step, and a data set that the run has already. A
+    resumed run replays steps: for each metric, steps up to the last one that the store already had at that point are
+    left out.
 
     Args:
         journal: the records.
@@ -91,6 +96,8 @@ class RunSender:
             "resume": self._resume,
             "params": self._send_params,
             "tags": self._send_tags,
+            "inherit": self._inherit,
+            "inputs": self._send_inputs,
             "metrics": self._send_metrics,
             "artifact": self._send_artifact,
             "end": self._end,
@@ -139,12 +146,19 @@ class RunSender:
     def _find_or_create_run(self, client: Any) -> Any:
         record = self.journal.record
         experiment_id = _experiment_id(client, record.experiment, record.artifact_location)
-        found = client.search_runs([experiment_id], filter_string=f"tags.`{KEY_TAG}` = '{record.key}'", max_results=1)
-        if found:
-            return found[0]
-        return client.create_run(
-            experiment_id, start_time=record.start_time, tags={KEY_TAG: record.key}, run_name=record.run_name
-        )
+        run = _find_run(client, experiment_id, record.key)
+        if run is not None:
+            return run
+        tags = {KEY_TAG: record.key}
+        if record.parent is not None:
+            parent = _find_run(client, experiment_id, record.parent)
+            if parent is not None:
+                tags[PARENT_TAG] = parent.info.run_id
+            elif (self.journal.folder.parent / record.parent).is_dir():
+                raise LookupError("the run that it belongs to has not been sent yet")
+            else:
+                logger.warning("the run that %s belongs to is gone from %s", record.run_name, record.tracking_uri)
+        return client.create_run(experiment_id, start_time=record.start_time, tags=tags, run_name=record.run_name)
 
     def _adopt(self, run: Any) -> None:
         self._last_steps = {metric.key: metric.step for metric in run.data.to_proto().metrics}
@@ -172,6 +186,18 @@ class RunSender:
         from mlflow.entities import RunTag
 
         self._log_batches("tags", [RunTag(key, value) for key, value in values.items()], PARAMS_AND_TAGS_PER_BATCH)
+
+    def _inherit(self, values: dict[str, str]) -> None:
+        parent_id = self._client.get_run(self._run_id).data.tags.get(PARENT_TAG)
+        parent = None if parent_id is None else _active_run(self._client, parent_id)
+        found = values if parent is None else parent.data.params
+        self._send_params({key: value for key, value in found.items() if key not in self._params})
+
+    def _send_inputs(self, dataset: dict[str, str], tags: dict[str, str]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        labels = [InputTag(key, value) for key, value in tags.items()]
+        self._log_batch("datasets", [DatasetInput(Dataset(**dataset), labels)])
 
     def _send_metrics(self, records: list[dict[str, Any]]) -> None:
         from mlflow.entities import Metric
@@ -210,7 +236,8 @@ class RunSender:
         from mlflow.exceptions import MlflowException
 
         try:
-            self._client.log_batch(self._run_id, **{kind: entities})
+            log = self._client.log_inputs if kind == "datasets" else self._client.log_batch
+            log(self._run_id, **{kind: entities})
         except MlflowException as error:
             if error.error_code not in REJECTIONS or _active_run(self._client, self._run_id) is None:
                 raise
@@ -343,6 +370,12 @@ def _grouped(records: Iterable[dict[str, Any]]) -> Iterator[tuple[str, dict[str,
             yield kind, {"records": list(group)}
         else:
             yield from ((kind, record) for record in group)
+
+
+def _find_run(client: Any, experiment_id: str, key: str) -> Any:
+    """The run of that name on our side, or None where the store has none."""
+    found = client.search_runs([experiment_id], filter_string=f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+    return found[0] if found else None
 
 
 def _active_run(client: Any, run_id: str) -> Any:

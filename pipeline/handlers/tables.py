@@ -27,6 +27,10 @@ METRICS: dict[str, tuple[str, str]] = {
     "psnr": ("PSNR in dB (higher)", ".2f"),
     "ssim": ("SSIM (higher)", ".4f"),
 }
+# The same for whole volumes.
+VOLUME_METRICS: dict[str, tuple[str, str]] = {"mae": ("MAE in the target's units (lower)", ".2f"), **METRICS}
+VOLUME = "volume_"
+"""How the names of the metrics of whole volumes begin, to tell them from those of slices."""
 MISSING = "-"
 
 
@@ -142,11 +146,12 @@ class ScoreTable:
 
     Args:
         metrics: see ``score_rows`` and ``SIDE_TABLES``.
+        columns: metric -> column title and number format, of the first table.
     """
 
-    def __init__(self, metrics: Mapping[str, Any]) -> None:
+    def __init__(self, metrics: Mapping[str, Any], columns: Mapping[str, tuple[str, str]] = METRICS) -> None:
         self.metrics = dict(metrics)
-        self.rows = score_rows(self.metrics)
+        self.rows = _rows(self.metrics, _number, metrics=columns)
 
     def text(self) -> str:
         """Aligned for a console, with the gain over each baseline below."""
@@ -178,13 +183,16 @@ class CaseTable:
 
     - ``cases.csv``: one row per slice, with ``case``, ``slice`` and a column per metric and candidate (``psnr``,
       ``source_psnr``, ``intensity_map_psnr``, ...). Numbers that are not finite stay what they are: ``inf``, ``nan``.
+    - ``volumes.csv``, where whole volumes were scored: one row per volume, with ``case``, ``volume`` and a column per
+      score and candidate.
     - ``summary.json``: mean, sample standard deviation, median and count of each metric over the ``slices``; the
-      ``patients``' means; the same statistics ``over_patients``, where each patient counts once. Values that are not
+      ``patients``' means; the same statistics ``over_patients``, where each patient counts once; and under
+      ``volumes`` the statistics of whole volumes over patients, and each patient's. Values that are not
       finite, which JSON cannot hold, are left out, and ``notes`` says so; what cannot be computed then is null.
     - ``summary.md``: the same to read.
 
-    It reads ``engine.state.metric_details[name]``, a tensor (N,) each, and ``engine.state.case_ids``, a list of N
-    (case, slice).
+    It reads ``engine.state.metric_details[name]``, a tensor (N,) each, ``engine.state.case_ids``, a list of N
+    (case, slice), and ``engine.state.volumes``, the rows of `pipeline.handlers.VolumeScores`.
 
     Args:
         output_dir: the run's folder.
@@ -201,7 +209,7 @@ class CaseTable:
             engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Write the three files.
+        """Write the files.
 
         Raises:
             ValueError: if a metric has another number of values than there are slices.
@@ -214,6 +222,20 @@ class CaseTable:
             for row, (case, index) in enumerate(case_ids):
                 writer.writerow([case, index, *(f"{values[row]:.9g}" for values in columns.values())])
         summary = summarise([case for case, _ in case_ids], columns)
+        volumes = getattr(engine.state, "volumes", None)
+        if volumes:
+            with (
+                replacing(self.output_dir / "volumes.csv") as path,
+                path.open("w", newline="", encoding="utf-8") as file,
+            ):
+                rows = csv.DictWriter(file, list(volumes[0]))
+                rows.writeheader()
+                rows.writerows(
+                    {name: f"{value:.9g}" if isinstance(value, float) else value for name, value in volume.items()}
+                    for volume in volumes
+                )
+            summary["volumes"], notes = summarise_volumes(volumes)
+            summary["notes"] += notes
         with replacing(self.output_dir / "summary.json") as path:
             path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         with replacing(self.output_dir / "summary.md") as path:
@@ -261,6 +283,32 @@ def summarise(cases: Sequence[str], columns: Mapping[str, np.ndarray]) -> dict[s
     return {"slices": slices, "over_patients": over_patients, "patients": means, "notes": notes}
 
 
+def _write_volumes(volumes: Sequence[Mapping[str, Any]], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(volumes[0])
+        for volume in volumes:
+            writer.writerow([f"{value:.9g}" if isinstance(value, float) else value for value in volume.values()])
+
+
+def summarise_volumes(volumes: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+    """Statistics of whole volumes.
+
+    Args:
+        volumes: rows with ``case`` and scores by name.
+
+    Returns:
+        ``over_patients``: statistics by score, each patient counting once; ``patients``: number of volumes and mean of
+        each score by patient. And notes on what was left out.
+    """
+    scores = [name for name in volumes[0] if name not in ("case", "volume")]
+    columns = {name: np.array([volume[name] for volume in volumes], dtype=float) for name in scores}
+    summary = summarise([str(volume["case"]) for volume in volumes], columns)
+    patients = {case: {"volumes": means.pop("slices"), **means} for case, means in summary["patients"].items()}
+    notes = [f"volumes: {note}" for note in summary["notes"]]
+    return {"over_patients": summary["over_patients"], "patients": patients}, notes
+
+
 def _statistics(values: np.ndarray) -> dict[str, Any]:
     finite = values[np.isfinite(values)]
     if not finite.size:
@@ -281,10 +329,23 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
     """
     patients = summary["patients"]
     slices = sum(patient["slices"] for patient in patients.values())
-    parts = [
-        "# Evaluation",
-        f"Slices: {slices}. Patients: {len(patients)}. Given are mean ± standard deviation.",
+    parts = ["# Evaluation"]
+    if "volumes" in summary:
+        volumes = summary["volumes"]
+        count = sum(patient["volumes"] for patient in volumes["patients"].values())
+        parts += [
+            "## Whole volumes",
+            f"Volumes: {count}. Patients: {len(volumes['patients'])}, each counting once. Translated as for use, and "
+            "compared in the source's geometry and in physical units, nothing left out: MAE, NMAE and PSNR over the "
+            "target's foreground, SSIM over the whole volume; the range is the model's target window. Given are mean ± "
+            "standard deviation.",
+            markdown_table(_rows(volumes["over_patients"], _mean_and_std, metrics=VOLUME_METRICS)),
+            markdown_table(_patient_rows(volumes["patients"], "volumes", VOLUME_METRICS)),
+        ]
+    parts += [
         "## Over slices",
+        f"Slices: {slices}. Patients: {len(patients)}. At the size of the training, scaled to [-1, 1], without the "
+        "slices that show too little, as in the paper. Given are mean ± standard deviation.",
         markdown_table(_rows(summary["slices"], _mean_and_std)),
         "## Over patients",
         "Each patient counts once, with the mean of its slices.",
@@ -294,7 +355,7 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
             for table, rows in _side_tables(summary["slices"], _mean_and_std)
         ),
         "## Each patient",
-        markdown_table(_patient_rows(patients)),
+        markdown_table(_patient_rows(patients, "slices", METRICS)),
     ]
     if summary["notes"]:
         parts += ["## Notes", "\n".join(f"- {note}." for note in summary["notes"])]
@@ -308,12 +369,14 @@ def _mean_and_std(entry: Mapping[str, Any], form: str) -> str:
     return f"{entry['mean']:{form}}{spread}"
 
 
-def _patient_rows(patients: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    rows = [["patient", "slices", "NMAE", "PSNR", "SSIM"]]
+def _patient_rows(
+    patients: Mapping[str, Mapping[str, Any]], counted: str, metrics: Mapping[str, tuple[str, str]]
+) -> list[list[str]]:
+    rows = [["patient", counted, *(title.split()[0] for title, _ in metrics.values())]]
     for name, means in patients.items():
-        values = [(means.get(metric), form) for metric, (_, form) in METRICS.items()]
+        values = [(means.get(metric), form) for metric, (_, form) in metrics.items()]
         cells = [MISSING if value is None else format(value, form) for value, form in values]
-        rows.append([name, str(means["slices"]), *cells])
+        rows.append([name, str(means[counted]), *cells])
     return rows
 
 

@@ -23,6 +23,7 @@ from pipeline.handlers.mlflow_rules import (
     TAG_LENGTH,
     clean_key,
     clean_values,
+    dataset_input,
     resolve_tracking_uri,
     sqlite_path,
     without_credentials,
@@ -67,7 +68,8 @@ class MLflowTracker:
         experiment_name: MLflow experiment, made if it is missing.
         run_name: name of the run; MLflow makes one up if None.
         params: settings, already resolved; nested ones get dotted names.
-        tags: more tags, such as the digest of the data.
+        tags: more tags.
+        dataset: the data set, as `log_dataset` takes it.
         optimizers: name -> optimizer, for the learning rates; None values are left out.
         evaluator: engine whose ``state.metrics`` are the validation metrics.
         resume: whether the run is continued from a checkpoint.
@@ -89,6 +91,7 @@ class MLflowTracker:
         run_name: str | None = None,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, Any] | None = None,
+        dataset: Mapping[str, Any] | None = None,
         optimizers: Mapping[str, torch.optim.Optimizer | None] | None = None,
         evaluator: Engine | None = None,
         resume: bool = False,
@@ -105,6 +108,7 @@ class MLflowTracker:
         self._run_name = run_name
         self._params = dict(params or {})
         self._tags = dict(tags or {})
+        self._dataset = dataset
         self._optimizers = {name: item for name, item in (optimizers or {}).items() if item is not None}
         self._evaluator = evaluator
         self._resume = resume
@@ -117,6 +121,8 @@ class MLflowTracker:
         self._record: RunRecord | None = None
         self._sigterm = SigtermGuard()
         self._sent_files: dict[str, tuple[int, int]] = {}
+        parameters = [p for o in self._optimizers.values() for group in o.param_groups for p in group["params"]]
+        self._device = parameters[0].device if parameters else None
 
     @property
     def tracking_uri(self) -> str | None:
@@ -166,6 +172,8 @@ class MLflowTracker:
         if resumed:
             self._say("resume")
         self._say("params", values=clean_values(flatten(self._params), PARAM_LENGTH))
+        if self._dataset is not None:
+            self.log_dataset(self._dataset)
         sender = RunSender(self._journal, self._uri)
         describe = functools.partial(self._describe, self._journal)
         self._thread = SendingThread(sender, self.output_dir, self._send_interval, describe)
@@ -180,7 +188,7 @@ class MLflowTracker:
             metrics: name -> number or tensor of one element; other values are left out.
             step: step on MLflow's axis.
         """
-        numbers = {name: _as_float(value) for name, value in metrics.items()}
+        numbers = {name: as_float(value) for name, value in metrics.items()}
         self._log_series([step], {name: [number] for name, number in numbers.items() if number is not None})
 
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
@@ -192,6 +200,18 @@ class MLflowTracker:
         """
         if self._journal is not None:
             self._journal.append_file(self.output_dir / path, folder)
+
+    def log_dataset(self, dataset: Mapping[str, Any], context: str = "training") -> None:
+        """Says which data set is used; its digest is also a tag of the run, ``dataset.digest``.
+
+        Args:
+            dataset: ``name``, of its folder, ``digest``, SHA-256 or None, and ``pairs``, their number by split, as
+                `pipeline.data.Cases.describe` gives them.
+            context: what for: "training", "validation" or "testing".
+        """
+        self._say("inputs", **dataset_input(dataset, context))
+        if dataset.get("digest"):
+            self.log_tags({"dataset.digest": dataset["digest"]})
 
     def log_tags(self, tags: Mapping[str, Any]) -> None:
         """Sets tags."""
@@ -236,23 +256,22 @@ class MLflowTracker:
                 return Journal(unsent / record.key, record, run_file), True
             except BlockingIOError as error:
                 logger.warning("a new MLflow run is begun: %s", error)
+        record = self._new_record(uri)
+        return Journal(unsent / record.key, record, run_file), False
+
+    def _new_record(self, uri: str) -> RunRecord:
         database = sqlite_path(uri)
-        record = RunRecord(
+        return RunRecord(
             tracking_uri=without_credentials(uri),
             experiment=self._experiment_name,
             artifact_location=None if database is None else (database.parent / ARTIFACT_FOLDER).as_uri(),
             run_name=self._run_name,
         )
-        return Journal(unsent / record.key, record, run_file), False
 
     def _describe(self, journal: Journal) -> None:
         """Tags the run with its origin; calls git, so it belongs into the thread."""
         try:
-            parameters = [p for o in self._optimizers.values() for group in o.param_groups for p in group["params"]]
-            tags: dict[str, Any] = {
-                f"env.{name}": value
-                for name, value in environment(parameters[0].device if parameters else None).items()
-            }
+            tags: dict[str, Any] = {f"env.{name}": value for name, value in environment(self._device).items()}
             state = git_state(Path(__file__).resolve())
             if state is not None:
                 tags |= {"mlflow.source.git.commit": state[0], "git.commit": state[0], "git.dirty": state[1]}
@@ -341,7 +360,8 @@ class MLflowTracker:
             self._journal.append(kind, **content)
 
 
-def _as_float(value: Any) -> float | None:
+def as_float(value: Any) -> float | None:
+    """The number that a number or a tensor of one element is; None for anything else."""
     if isinstance(value, str):
         return None
     try:

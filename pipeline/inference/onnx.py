@@ -76,39 +76,33 @@ class OnnxModel:
 class OnnxNetwork(nn.Module):
     """Stands in for a translator in inference: ``forward(source) -> prediction`` by ONNX Runtime.
 
-    Uses as many threads as PyTorch does, and the GPU if `to` moves it to one and ONNX Runtime was built for it.
+    Uses as many threads as PyTorch does, and the GPU if it was moved to one and ONNX Runtime was built for it.
 
     Args:
         path: file written by ``scripts/export.py``.
         minimum_size: smallest size of an image along any axis.
 
     Raises:
-        OnnxError: ONNX Runtime is not installed or cannot read the file, the file is damaged, or it has other inputs and
-            outputs.
+        OnnxError: ONNX Runtime is not installed or cannot read the file, the file is damaged, or its inputs and outputs
+            are others.
     """
 
     registration = None
+    place: Tensor
 
     def __init__(self, path: str | Path, minimum_size: int = 1) -> None:
         super().__init__()
         self.path, self.minimum_size = Path(path), minimum_size
-        self._device = torch.device("cpu")
-        self.session = _session(self.path, "cpu")
+        self.register_buffer("place", torch.empty(0), persistent=False)  # goes where the network is moved to
+        self._session, self._runs_on = _session(self.path, "cpu"), "cpu"
         names = [
-            [entry.name for entry in entries] for entries in (self.session.get_inputs(), self.session.get_outputs())
+            [entry.name for entry in entries] for entries in (self._session.get_inputs(), self._session.get_outputs())
         ]
         if names != [[INPUT], [OUTPUT]]:
             raise OnnxError(
                 f"{self.path} was not written by scripts/export.py: expected input {INPUT!r} and output {OUTPUT!r}, "
                 f"got {names[0]} and {names[1]}"
             )
-
-    def to(self, device: Any = "cpu", *args: Any, **kwargs: Any) -> OnnxNetwork:
-        """Compute on that device from now on."""
-        if torch.device(device).type != self._device.type:
-            self._device = torch.device(device)
-            self.session = _session(self.path, self._device)
-        return self
 
     def forward(self, source: Tensor) -> Tensor:
         """Translate.
@@ -119,8 +113,10 @@ class OnnxNetwork(nn.Module):
         Returns:
             Prediction of the target modality as float32, (B, C, *spatial) in [-1, 1], on the device of the source.
         """
+        if self.place.device.type != self._runs_on:
+            self._session, self._runs_on = _session(self.path, self.place.device), self.place.device.type
         image = source.detach().to("cpu", torch.float32).contiguous().numpy()
-        return torch.from_numpy(self.session.run([OUTPUT], {INPUT: image})[0]).to(source.device)
+        return torch.from_numpy(self._session.run([OUTPUT], {INPUT: image})[0]).to(source.device)
 
 
 def _session(path: Path, device: torch.device | str) -> Any:

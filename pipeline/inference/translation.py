@@ -22,8 +22,8 @@ class Translation:
 
     Attributes:
         spatial_preprocessing: onto the model's grid.
-        preprocessing: ``{"image": path}`` to a source volume (C, H, W, D) in [-1, 1] on that grid; warns of what is unlike
-            the training data.
+        preprocessing: ``{"image": path}`` to a source volume (C, H, W, D) in [-1, 1] on that grid; warns of what is
+            unlike the training data.
         inferer: applies a network slice by slice.
         postprocessing: ``pred`` beside its ``image`` to the target's physical units in the source's geometry, float32.
     """

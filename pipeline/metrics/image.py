@@ -7,6 +7,9 @@ value per image, stay on the device of their input, and never wait for it.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 
 BACKGROUND_TOLERANCE = 1e-5  # resampling a constant background of -1 rounds to within this
@@ -94,7 +97,7 @@ def ssim(
     *,
     data_range: float,
     mask: torch.Tensor | None = None,
-    window: int = 7,
+    window: int | Sequence[int] = 7,
 ) -> torch.Tensor:
     """Structural similarity (Wang et al., IEEE TIP 2004), as `skimage.metrics.structural_similarity` computes it.
 
@@ -106,7 +109,7 @@ def ssim(
         target: (B, C, *spatial).
         data_range: width of the range of intensities, 2 for [-1, 1].
         mask: True at the centres of the windows to average, (B, C, *spatial) or (B, 1, *spatial); all if None.
-        window: odd width of the window, in voxels.
+        window: odd width of the window in voxels, one for all axes or one for each; 1 along an axis leaves it alone.
 
     Returns:
         (B,), at best 1, averaged over the channels; nan where the mask holds no centre of a window.
@@ -115,23 +118,25 @@ def ssim(
         ValueError: when the shapes do not fit, `data_range` is not above 0, or the window is even or exceeds the image.
     """
     check_images(pred, target, data_range, mask)
-    if window < 3 or window % 2 == 0:
+    shape = tuple(pred.shape[2:])
+    windows = (window,) * len(shape) if isinstance(window, int) else tuple(window)
+    if len(windows) != len(shape) or any(width < 1 or width % 2 == 0 for width in windows) or max(windows) < 3:
         raise ValueError(f"window must be odd and at least 3, got {window}")
-    if min(pred.shape[2:]) < window:
-        raise ValueError(f"images must have at least {window} voxels along every axis, got {tuple(pred.shape[2:])}")
+    if any(length < width for length, width in zip(shape, windows, strict=True)):
+        raise ValueError(f"images must have at least {window} voxels along every axis, got {shape}")
     x, y = double(pred), double(target)
-    mean_x, mean_y = _window_mean(x, window), _window_mean(y, window)
-    samples = window ** (pred.ndim - 2)
+    mean_x, mean_y = _window_mean(x, windows), _window_mean(y, windows)
+    samples = math.prod(windows)
     unbias = samples / (samples - 1)
-    var_x = unbias * (_window_mean(x * x, window) - mean_x * mean_x)
-    var_y = unbias * (_window_mean(y * y, window) - mean_y * mean_y)
-    covariance = unbias * (_window_mean(x * y, window) - mean_x * mean_y)
+    var_x = unbias * (_window_mean(x * x, windows) - mean_x * mean_x)
+    var_y = unbias * (_window_mean(y * y, windows) - mean_y * mean_y)
+    covariance = unbias * (_window_mean(x * y, windows) - mean_x * mean_y)
     c1, c2 = (SSIM_K1 * data_range) ** 2, (SSIM_K2 * data_range) ** 2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
     structure = (2 * covariance + c2) / (var_x + var_y + c2)
     if mask is not None:
-        inner = slice(window // 2, -(window // 2))
-        mask = mask[:, :, inner, inner] if pred.ndim == 4 else mask[:, :, inner, inner, inner]
+        inner = (slice(width // 2, length - width // 2) for width, length in zip(windows, shape, strict=True))
+        mask = mask[(slice(None), slice(None), *inner)]
     return _mean_over(luminance * structure, mask).to(torch.float32)
 
 
@@ -167,8 +172,9 @@ def double(image: torch.Tensor) -> torch.Tensor:
     return image.to(torch.float32 if image.device.type == "mps" else torch.float64)
 
 
-def _window_mean(image: torch.Tensor, window: int) -> torch.Tensor:
+def _window_mean(image: torch.Tensor, windows: Sequence[int]) -> torch.Tensor:
     """Mean over each window that lies within the image, one axis after the other."""
-    for axis in range(2, image.ndim):
-        image = image.unfold(axis, window, 1).mean(-1)
+    for axis, width in enumerate(windows, start=2):
+        if width > 1:
+            image = image.unfold(axis, width, 1).mean(-1)
     return image

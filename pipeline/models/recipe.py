@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jsonschema
-from monai.transforms import Compose, Orientationd, Spacingd
+from monai.transforms import Compose, LoadImaged, Orientationd, Spacingd
 
 from pipeline.models.describing import (
     build_factory,
@@ -285,6 +285,13 @@ class Recipe:
         steps.append(ResampleInPlaned(keys, self.spatial_size, grid["slice_axis"]))
         return Compose(steps)
 
+    def pair_preprocessing(self) -> Compose:
+        """``{"image": path, "label": path}`` to a pair of volumes in [-1, 1] on the model's grid, as in training."""
+        keys = ("image", "label")
+        scalings = [self.scaling(domain, key) for domain, key in zip(("source", "target"), keys, strict=True)]
+        spatial = self.spatial_preprocessing(keys).transforms
+        return Compose([LoadImaged(keys, ensure_channel_first=True), *scalings, *spatial])
+
     def agree(self, settings: Mapping[str, Any]) -> Recipe:
         """Compare settings that were given with what the model knows.
 
@@ -312,7 +319,9 @@ class Recipe:
                 found += list(self._network_differences(value))
             elif name == "translator":
                 path = known["translator"]["class"]
-                if value not in (path, path.rpartition(".")[2], known["backbone"]):
+                if "." not in str(value) and value != known["backbone"]:
+                    found.append(("backbone", value, known["backbone"]))
+                elif "." in str(value) and value != path:
                     found.append((name, value, path))
             else:
                 section, entry = _PLACES[name]
@@ -335,7 +344,11 @@ class Recipe:
                 yield f"{name}#_target_", _with_arguments(given), _with_arguments(known)
                 return
             value = given["arguments"]
-        value = {key: entry for key, entry in value.items() if key not in ("keys", "allow_missing_keys")}
+        kind = value.get("_target_")
+        if kind is not None and kind not in (known["class"], known["class"].rpartition(".")[2]):
+            yield f"{name}#_target_", kind, _with_arguments(known)
+            return
+        value = {key: entry for key, entry in value.items() if key not in ("_target_", "keys", "allow_missing_keys")}
         yield from differences(value, known["arguments"], name)
 
     def _network_differences(self, value: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +31,18 @@ class StartingPoint:
     Settings that are not given are the model's; those that are given and contradict it are refused by `check`.
 
     Args:
-        path: ``model.pt``, ``best.pt`` or ``last.pt`` of another training, or None for fresh weights. Networks that only
-            training has, such as the discriminator, are taken from the file, or from the ``checkpoints/best.pt``
+        path: ``model.pt``, ``best.pt`` or ``last.pt`` of another training, or None for fresh weights. Networks that
+            only training has, such as the discriminator, are taken from the file, or from the ``checkpoints/best.pt``
             beside it if that holds the same weights, and start anew where they are in neither.
+
+        trusted_modules: modules beside the project's whose classes the recipe may name.
 
     Raises:
         ModelError: the file cannot be used.
     """
 
-    def __init__(self, path: str | Path | None = None) -> None:
-        self.model = None if path is None else Model(path)
+    def __init__(self, path: str | Path | None = None, trusted_modules: Collection[str] = ()) -> None:
+        self.model = None if path is None else Model(path, trusted_modules)
 
     @property
     def digest(self) -> str | None:
@@ -78,8 +80,8 @@ class StartingPoint:
         """What makes the scaling of a domain, "source" or "target"; arguments that are given win, and are checked."""
         if self.model is None:
             return ScaleMRIntensityd
-        known = self.model.recipe.scaling(domain, "image")
-        return functools.partial(type(known), **self.model.recipe[domain]["scaling"]["arguments"])
+        kind: Callable[..., Any] = type(self.model.recipe.scaling(domain, "image"))
+        return functools.partial(kind, **self.model.recipe[domain]["scaling"]["arguments"])
 
     def builder(self, translator: str) -> Callable[..., Translator]:
         """What builds the translator of a training.
@@ -121,13 +123,15 @@ class StartingPoint:
             raise ModelError("there is no model to start from")
         networks = {name: factory for name, factory in given.items() if callable(factory)}
         settings = {name: value for name, value in given.items() if name not in networks and value is not None}
-        of_the_model = {}
+        of_the_model: dict[str, Any] = {}
         for name, factory in networks.items():
             kind, arguments = unfold(factory)
             known = model.recipe["networks"].get(name)
-            asked = {key for key, value in arguments.items() if value is not None} - {"spatial_dims"}
-            # A network of another backbone that nothing was asked of is the config's default, not somebody's wish.
-            if asked or (known is not None and describe_class(kind) == known["class"]):
+            asked = {key: value for key, value in arguments.items() if value is not None and key != "spatial_dims"}
+            # The class may be the config's default, that of another backbone; what was asked of it is somebody's wish.
+            if asked and (known is None or describe_class(kind) != known["class"]):
+                of_the_model[name] = asked
+            elif asked:
                 of_the_model[name] = factory
         model.recipe.agree({"translator": translator, "network_def": of_the_model})
         network = model.recipe.translator(weights, **settings)

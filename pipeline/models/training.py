@@ -127,8 +127,8 @@ def describe_preprocessing(preprocessing: Compose) -> tuple[dict[str, Any], dict
 
 def describe_data(dataset: SliceDataset) -> dict[str, Any] | None:
     """The ranges that the training volumes span; None where the transforms did not describe them."""
-    pairs = dataset.descriptions
-    if not pairs or any(pair is None for pair in pairs):
+    pairs = [pair for pair in dataset.descriptions if pair is not None]
+    if not pairs or len(pairs) < len(dataset.descriptions):
         return None
     sources = [pair["image"] for pair in pairs]
     return {

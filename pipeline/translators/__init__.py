@@ -36,7 +36,8 @@ def find_translator(name: str) -> type[Translator]:
         raise ValueError(f"backbone: {name!r} cannot be imported: {error}") from error
     if not (isinstance(kind, type) and issubclass(kind, Translator)):
         raise ValueError(
-            f"backbone must be one of {', '.join(TRANSLATORS)}, or the path of a class derived from Translator, got {name!r}"
+            f"backbone must be one of {', '.join(TRANSLATORS)}, or the path of a class derived from Translator, "
+            f"got {name!r}"
         )
     return kind
 

@@ -1,4 +1,4 @@
-"""Scores, tables and pictures of a trained run on cases that it never saw, and their place in its MLflow run."""
+"""Scores, tables and pictures of a trained run on cases that it never saw, and their MLflow run below its own."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from skimage.io import imread
 from skimage.metrics import structural_similarity
 
 from pipeline.bundle import project_dir
-from pipeline.handlers import load_checkpoint
 from pipeline.metrics import foreground_mask, psnr
+from pipeline.models import load_checkpoint
 
 CHAIN = ("train.json", "evaluate.json")
 CANDIDATES = {"": "prediction", "source_": "source as it is", "intensity_map_": "intensity map"}
@@ -72,6 +72,15 @@ def test_files_of_the_training_stay_as_they_are(run_config, run_dir, snapshot):
         "evaluation/pictures/error_maps.png",
         "evaluation/samples.npz",
     }
+
+
+@pytest.mark.parametrize("split", ["test", "training"])
+def test_evaluation_does_not_augment(run_config, run_dir, split):
+    """A noise study evaluates with the chain that it trained with, its augmentation included."""
+    run_config(*CHAIN, split=split)
+    plain = read_cases(run_dir)
+    run_config("train.json", "augmentation.json", "evaluate.json", split=split)
+    assert read_cases(run_dir) == plain
 
 
 def test_evaluating_again_gives_the_same(run_config, run_dir, snapshot):
@@ -173,7 +182,7 @@ def test_paper_overlay_stacks(run_config, tmp_path):
     assert len(read_cases(tmp_path / "run")) == 6
 
 
-def test_scores_join_the_run_of_the_training(run_config, tmp_path, snapshot):
+def test_each_evaluation_is_a_run_below_that_of_the_training(run_config, dataset_dir, tmp_path, snapshot):
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     run_config("train.json", tracking_uri=store)
     run_dir = tmp_path / "run"
@@ -184,22 +193,44 @@ def test_scores_join_the_run_of_the_training(run_config, tmp_path, snapshot):
 
     run_config(*CHAIN, tracking_uri=store)
 
-    run = client.get_run(run_id)
+    def evaluations():
+        below, order = f"tags.`mlflow.parentRunId` = '{run_id}'", ["attributes.start_time"]
+        found = client.search_runs([trained.info.experiment_id], below, order_by=order)
+        return [client.get_run(run.info.run_id) for run in found]
+
+    [run] = evaluations()
     rows = read_cases(run_dir)
+    assert run.info.run_name == f"{trained.info.run_name}: test of best.pt"
     assert run.info.status == "FINISHED"
-    assert run.info.end_time == trained.info.end_time
-    assert run.data.params == trained.data.params
-    assert set(run.data.metrics) - set(trained.data.metrics) == {
-        f"test/{name}" for name in (*COLUMNS, *CONTENT, *REGISTRATION)
-    }
+    assert run.data.params.items() >= trained.data.params.items()
+    assert run.data.params["evaluated_noise_level"] == run.data.params["noise_level"] == "3"
+    assert set(run.data.metrics) == {f"test/{name}" for name in (*COLUMNS, *CONTENT, *REGISTRATION)}
     assert run.data.metrics["test/psnr"] == pytest.approx(np.mean([float(row["psnr"]) for row in rows]))
-    (point,) = client.get_metric_history(run_id, "test/psnr")
+    (point,) = client.get_metric_history(run.info.run_id, "test/psnr")
     assert point.step == load_checkpoint(run_dir / "checkpoints" / "best.pt")["trainer"]["iteration"]
-    artifacts = {item.path for item in client.list_artifacts(run_id, "evaluation")}
+    artifacts = {item.path for item in client.list_artifacts(run.info.run_id, "evaluation")}
     assert artifacts == {f"evaluation/{name}" for name in ("cases.csv", "summary.md", "summary.json", "pictures")}
+    for found, context in ((trained, "training"), (run, "testing")):
+        [used] = found.inputs.dataset_inputs
+        assert used.dataset.name == dataset_dir.name
+        assert used.dataset.digest == found.data.tags["dataset.digest"][:36]
+        tags = {tag.key: tag.value for tag in used.tags}
+        assert (tags["mlflow.data.context"], tags["training_pairs"], tags["test_pairs"]) == (context, "2", "1")
     after = snapshot(run_dir)
     assert {name: after[name] for name in before} == before
-    assert len(client.search_runs([run.info.experiment_id])) == 1
+
+    # The same again is no second run, anything else is one.
+    run_config(*CHAIN, tracking_uri=store)
+    run_config(*CHAIN, tracking_uri=store, noise_level=5)
+    run_config(*CHAIN, tracking_uri=store, checkpoint=str(run_dir / "model.pt"))
+    same, noisier, bare = evaluations()
+    assert same.info.run_id == run.info.run_id
+    assert (noisier.data.params["evaluated_noise_level"], noisier.data.params["noise_level"]) == ("5", "3")
+    assert bare.info.run_name == f"{trained.info.run_name}: test of model.pt"
+    for found in (same, noisier, bare):
+        assert all(len(client.get_metric_history(found.info.run_id, name)) == 1 for name in found.data.metrics)
+    again = client.get_run(run_id)
+    assert (again.data.to_dictionary(), again.info.end_time) == (trained.data.to_dictionary(), trained.info.end_time)
 
 
 def test_gone_server_does_not_matter(run_config, run_dir, capsys, caplog, monkeypatch):
@@ -211,4 +242,6 @@ def test_gone_server_does_not_matter(run_config, run_dir, capsys, caplog, monkey
     assert caplog.text.count("MLflow store http://127.0.0.1:9 cannot be used") == 1
     assert "prediction" in capsys.readouterr().out
     assert len(read_cases(run_dir)) == 6
-    assert list((run_dir / "mlflow_unsent" / record["key"]).glob("*.jsonl"))
+    [header] = (run_dir / "mlflow_unsent").glob("*/run.json")
+    assert json.loads(header.read_text())["parent"] == record["key"]
+    assert list(header.parent.glob("*.jsonl"))

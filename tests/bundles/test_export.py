@@ -19,9 +19,9 @@ from monai.data import load_net_with_metadata
 
 import pipeline.inference.export as export_module
 from pipeline.bundle import first_cause
-from pipeline.handlers import load_checkpoint
 from pipeline.inference import Exporter, ExportError, OnnxError, OnnxNetwork
 from pipeline.inference.seal import PLACEHOLDER, SEAL, seal, verify_seal
+from pipeline.models import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "bundles" / "reggan" / "configs"

@@ -10,7 +10,7 @@ import pytest
 from monai.transforms import LoadImage
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from pipeline.handlers import load_checkpoint
+from pipeline.models import load_checkpoint
 
 OBLIQUE = np.array([[1.9, 0.5, 0.2, -11.0], [-0.6, 1.85, -0.5, 23.0], [-0.2, 0.4, 3.9, 5.0], [0.0, 0.0, 0.0, 1.0]])
 # A volume's axes, by where they point.

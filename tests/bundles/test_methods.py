@@ -15,8 +15,8 @@ from monai.bundle import ConfigParser
 
 from pipeline.bundle import first_cause
 from pipeline.engines import TranslationTrainer
-from pipeline.handlers import load_checkpoint
 from pipeline.methods import BACKBONES, METHODS
+from pipeline.models import load_checkpoint
 from pipeline.translators import decode_signature
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "reggan" / "configs"

@@ -13,8 +13,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from pipeline.handlers import load_checkpoint
 from pipeline.methods import MODES
+from pipeline.models import load_checkpoint
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "reggan" / "configs"
 NETWORKS = '''

@@ -15,7 +15,7 @@ import torch
 from mlflow import MlflowClient
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from pipeline.handlers import load_checkpoint
+from pipeline.handlers import PictureHandler, load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "bundles" / "reggan" / "configs"
@@ -214,3 +214,63 @@ def test_augmentation_changes_the_source_alone_and_no_background():
         assert image.max() <= 1
     assert 0 < mirrored < 20
     assert not torch.equal(image, pair["image"])
+
+
+def last_checkpoint(output_dir):
+    return load_checkpoint(output_dir / "checkpoints" / "last.pt")
+
+
+def test_intensity_map_is_that_of_the_clean_slices(run_config, tmp_path):
+    for name, overlays in {"plain": (), "augmented": ("augmentation.json",)}.items():
+        run_config("train.json", *overlays, output_dir=str(tmp_path / name))
+    plain, augmented = (last_checkpoint(tmp_path / name) for name in ("plain", "augmented"))
+    assert plain["intensity_map"]["values"].isfinite().all()
+    assert torch.equal(augmented["intensity_map"]["values"], plain["intensity_map"]["values"])
+    # what was trained has seen the augmented slices
+    assert any(not torch.equal(augmented["network"][name], value) for name, value in plain["network"].items())
+
+
+def test_what_the_map_is_fitted_to_changes_nothing_of_the_training(run_config, tmp_path, assert_same):
+    """Nor would a fit that draws: the epochs' seeds say what is augmented, and how."""
+    on_augmented = [line.replace("@train#dataset.clean", "@train#dataset") for line in DEFAULTS["initialize"]]
+    assert on_augmented != DEFAULTS["initialize"]
+    chain = ("train.json", "augmentation.json")
+    run_config(*chain, output_dir=str(tmp_path / "clean"))
+    run_config(*chain, output_dir=str(tmp_path / "drawing"), initialize=on_augmented)
+    clean, drawing = (last_checkpoint(tmp_path / name) for name in ("clean", "drawing"))
+    for entry in ("network", "generator_optimizer", "discriminator_optimizer", "random"):
+        assert_same(drawing[entry], clean[entry])
+    assert not torch.equal(drawing["intensity_map"]["values"], clean["intensity_map"]["values"])
+
+
+def test_augmentation_reaches_training_alone(dataset_dir, tmp_path):
+    """Pictures, validation and the target's window are those of a run without it."""
+
+    def seen(*overlays):
+        workflow = ConfigWorkflow(
+            [str(CONFIGS / name) for name in ("train.json", *overlays)],
+            workflow_type="train",
+            logging_file=False,
+            dataset_dir=str(dataset_dir),
+            output_dir=str(tmp_path / "run"),
+            tracking_uri="none",
+            device="cpu",
+            spatial_size=32,
+            **TINY_NETWORKS,
+        )
+        workflow.initialize()
+        part = workflow.parser.get_parsed_content
+        pictures = [handler for handler in part("train#handlers") if isinstance(handler, PictureHandler)]
+        assert len(pictures) == 1
+        sets = {"pictures": pictures[0].dataset, "validation": part("validate#evaluator").data_loader.dataset}
+        images = {
+            name: torch.stack([item[key] for item in dataset for key in ("image", "label")])
+            for name, dataset in {**sets, "training": part("train#dataset")}.items()
+        }
+        return images, part("network").target_window
+
+    (plain, window), (augmented, augmented_window) = seen(), seen("augmentation.json")
+    assert torch.equal(window, augmented_window)
+    for name in ("pictures", "validation"):
+        assert torch.equal(augmented[name], plain[name])
+    assert not torch.equal(augmented["training"], plain["training"])

@@ -106,9 +106,12 @@ def test_one_method_from_end_to_end(phantom, tmp_path):
 
     client = MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
     [experiment] = [found for found in client.search_experiments() if found.name == "methods"]
-    [run] = client.search_runs([experiment.experiment_id])  # resumed and evaluated: still one run
-    assert run.data.params["method"] == run.info.run_name == "unit-c+r"
-    assert run.data.metrics.keys() >= {"val/psnr", "test/psnr"}
+    # Resumed and still one run; the evaluation is another, below it.
+    evaluation, run = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time desc"])
+    assert run.data.params["method"] == run.info.run_name == evaluation.data.params["method"] == "unit-c+r"
+    assert "val/psnr" in run.data.metrics
+    assert "test/psnr" in evaluation.data.metrics
+    assert evaluation.data.tags["mlflow.parentRunId"] == run.info.run_id
 
 
 def test_learning_is_measured_before_during_and_after(script, phantom, tmp_path, capsys):

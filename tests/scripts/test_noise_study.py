@@ -90,19 +90,20 @@ def test_quick_preset(phantom, tmp_path):
 
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name("noise-study-quick")
-    [found] = client.search_runs(
-        experiment.experiment_id, "params.method = 'reggan' and params.noise_level = '5' and params.seed = '0'"
-    )
-    assert found.info.status == "FINISHED"
+    cell = "params.method = 'reggan' and params.noise_level = '5' and params.seed = '0'"
+    [scored] = client.search_runs(experiment.experiment_id, f"{cell} and params.split = 'test'")
+    found = client.get_run(scored.data.tags["mlflow.parentRunId"])
+    assert found.info.status == scored.info.status == "FINISHED"
+    assert not [name for name in found.data.metrics if name.startswith("test/")]
     means = table[of_reggan & (table["noise_level"] == 5)]
-    assert found.data.metrics["test/psnr"] == pytest.approx(means["psnr"].mean(), abs=1e-4)
+    assert scored.data.metrics["test/psnr"] == pytest.approx(means["psnr"].mean(), abs=1e-4)
     [parent] = client.search_runs(experiment.experiment_id, "params.jobs = '2'")
     assert parent.info.status == "FINISHED"
     assert found.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert parent.data.metrics["psnr/reggan/affine5"] == pytest.approx(means["psnr"].mean(), abs=1e-4)
     names = {entry.path for entry in client.list_artifacts(parent.info.run_id, "report")}
     assert {"report/report.html", "report/summary.md", "report/quality.png"} <= names
-    assert len(client.search_runs(experiment.experiment_id)) == 5
+    assert len(client.search_runs(experiment.experiment_id)) == 1 + 2 * 4
 
     # A level that is added is run, what is there is not, and the parent stays the one that there is.
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("done.json")}
@@ -117,7 +118,7 @@ def test_quick_preset(phantom, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in before} == before
     levels = results(tmp_path / "out").groupby("method")["noise_level"].unique()
     assert {method: set(found) for method, found in levels.items()} == {"pix2pix": {0, 2, 5}, "reggan": {0, 5}}
-    assert len(client.search_runs(experiment.experiment_id)) == 6
+    assert len(client.search_runs(experiment.experiment_id)) == 1 + 2 * 5
     assert "psnr/pix2pix/affine2" in client.get_run(parent.info.run_id).data.metrics
 
     # Another setting does not mix with what is there.

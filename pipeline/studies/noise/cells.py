@@ -20,7 +20,7 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 
 from pipeline.files import ProcessLock, replacing
-from pipeline.handlers.checkpoint import LAST
+from pipeline.models import LAST
 from pipeline.provenance import git_state
 from pipeline.studies.runs import cause, config_paths, run_chain
 

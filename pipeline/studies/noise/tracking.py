@@ -10,9 +10,9 @@ from typing import Any
 from pipeline.bundle import project_dir
 from pipeline.handlers import MLflowTracker
 from pipeline.handlers.mlflow_journal import RUN_FILE
+from pipeline.handlers.mlflow_sender import PARENT_TAG
 from pipeline.studies.noise.grid import Cell, Study
 
-PARENT_TAG = "mlflow.parentRunId"  # what MLflow's own pages nest runs by
 PATIENCE = 90.0  # seconds to wait for the store; a new database takes some
 
 

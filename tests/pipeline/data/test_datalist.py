@@ -89,6 +89,20 @@ def test_json_with_all_lists(tmp_path):
     assert len(cases.digest) == 64
 
 
+def test_a_data_set_is_described_without_paths_or_patients(tmp_path, monkeypatch):
+    slices = [entry(tmp_path, f"p{n}", patient="Jane Doe") for n in range(3)]
+    write_json(tmp_path, {"training": slices, "validation": [entry(tmp_path, "other")]})
+    monkeypatch.chdir(tmp_path)
+    for dataset_dir in (tmp_path, ".", f"../{tmp_path.name}/"):
+        cases = load_cases(dataset_dir)
+        assert cases.describe() == {
+            "name": tmp_path.name,
+            "digest": cases.digest,
+            "pairs": {"training": 3, "validation": 1, "test": 0},
+            "patients": {"training": 1, "validation": 1, "test": 0},
+        }
+
+
 @pytest.mark.parametrize("name", ["datalist.json", "dataset.json"])
 def test_json_is_found_in_the_folder(tmp_path, name):
     write_json(tmp_path, {"training": [entry(tmp_path, "p1")], "validation": [entry(tmp_path, "p2")]}, name)

@@ -221,6 +221,33 @@ def test_slice_transform_cannot_spoil_the_data(make_pair):
     torch.testing.assert_close(dataset[0]["image"], SliceDataset(data, preprocessing())[0]["image"], rtol=0, atol=0)
 
 
+def test_clean_shows_the_slices_as_they_are(make_pair):
+    data = [make_pair("a"), make_pair("b")]
+    plain = SliceDataset(data, preprocessing())
+    dataset = SliceDataset(data, preprocessing(), slice_transform=augmentation())
+    clean = dataset.clean
+    assert len(clean) == len(plain) == 6
+    assert (clean.spatial_size, clean.target_window) == (plain.spatial_size, plain.target_window)
+    for seen, expected in zip(clean, plain, strict=True):
+        assert (seen["case"], seen["slice"]) == (expected["case"], expected["slice"])
+        assert all(torch.equal(seen[key], expected[key]) for key in KEYS)
+    assert clean[0]["image"].data_ptr() == dataset.clean[0]["image"].data_ptr()  # no second copy in memory
+
+
+def test_looking_at_the_clean_slices_changes_no_draw(make_pair):
+    dataset = SliceDataset([make_pair("a")], preprocessing(), slice_transform=augmentation())
+
+    def draw(look: bool) -> torch.Tensor:
+        dataset.set_random_state(1)
+        if look:
+            assert len(list(dataset.clean)) == 3
+        return torch.stack([item["image"] for item in dataset])
+
+    drawn = draw(look=False)
+    assert torch.equal(draw(look=True), drawn)
+    assert not torch.equal(drawn, torch.stack([item["image"] for item in dataset.clean]))  # still augmented
+
+
 def test_seeding_without_a_random_transform_does_nothing(make_pair):
     dataset = SliceDataset([make_pair("a")], preprocessing())
     assert dataset.set_random_state(3) is dataset

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.handlers import MLflowTracker, mlflow_sender
 from pipeline.handlers.mlflow_journal import Journal, RunRecord
+from pipeline.handlers.mlflow_rules import dataset_input
 from pipeline.handlers.mlflow_sender import RunSender
 
 pytestmark = pytest.mark.usefixtures("mlflow_environment")
@@ -137,6 +138,17 @@ def test_what_the_store_refuses_is_put_aside(
     assert [entry["key"] for entry in rejected(tmp_path)] == ["bad#key", "also#bad"]
     assert all("Invalid" in entry["reason"] for entry in rejected(tmp_path))
     assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 2
+
+
+def test_a_data_set_is_there_once_however_often_it_is_sent(sender: RunSender, client: Client, tmp_path: Path) -> None:
+    for name in ("brains", "brains", "hips", "x" * 600):
+        sender.journal.append("inputs", **dataset_input({"name": name, "digest": "a" * 64}, "training"))
+    sender.deliver()
+    found = client.real.get_run(sender.journal.record.run_id).inputs.dataset_inputs
+    assert sorted(item.dataset.name for item in found) == ["brains", "hips"]
+    assert all({tag.key: tag.value for tag in item.tags}["sha256"] == "a" * 64 for item in found)
+    [refused] = rejected(tmp_path)
+    assert "x" * 600 in refused["dataset"]
 
 
 def test_records_of_another_version_are_left_out(sender: RunSender) -> None:

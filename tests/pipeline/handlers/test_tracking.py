@@ -64,6 +64,7 @@ def test_a_run_holds_settings_numbers_files_and_origin(tmp_path: Path, store: st
         run_name="first",
         params={"max_epochs": 3, "weights": {"adversarial": 1}, "train#handlers": "a" * 7000, "b" * 300: 1},
         tags={"purpose": "test"},
+        dataset={"name": "/data/brains", "digest": "0f" * 32, "pairs": {"training": 8, "test": 0}},
         artifacts=("config.json", "pictures", "never_written"),
     )
     run(trainer)
@@ -78,6 +79,16 @@ def test_a_run_holds_settings_numbers_files_and_origin(tmp_path: Path, store: st
     assert any(key.startswith("bbb") and len(key) == 250 for key in params)
     tags = found.data.tags
     assert tags["purpose"] == "test"
+    assert tags["dataset.digest"] == "0f" * 32
+    [dataset] = found.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.dataset.digest) == ("brains", "0f" * 18)
+    assert json.loads(dataset.dataset.source) == {"uri": "brains"}
+    facts = {"training_pairs": 8, "test_pairs": 0, "sha256": "0f" * 32}
+    assert json.loads(dataset.dataset.profile) == facts
+    assert {tag.key: tag.value for tag in dataset.tags} == {
+        "mlflow.data.context": "training",
+        **{name: str(fact) for name, fact in facts.items()},
+    }
     assert tags["env.device"] == "cpu"
     assert {"env.python", "env.torch", "env.monai", "env.mlflow", "env.ignite", "env.os"} <= set(tags)
     assert history(store, tracker.run_id) == EXPECTED_HISTORY

@@ -1,0 +1,166 @@
+"""What an evaluation is of: a run or a model file, its data and its noise, and the settings that it must agree with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from pipeline.bundle import CONFIG_FILE, calling_parser, project_dir
+from pipeline.data import Cases, load_cases
+from pipeline.data.checks import DataError
+from pipeline.inference import open_model
+from pipeline.models import BEST, ModelError, Recipe
+
+DEFAULT_RUN = "reggan"
+# Settings that a model knows: where a config has a plain value for one, somebody has given it.
+KNOWN = (
+    "backbone",
+    "translator",
+    "network_size",
+    "spatial_dims",
+    "spatial_size",
+    "slice_axis",
+    "orientation",
+    "spacing",
+    "fit",
+    "min_foreground",
+    "source_modality",
+    "target_modality",
+    "source_intensity",
+    "target_intensity",
+)
+NETWORKS = ("encoder", "generator", "discriminator", "registration")
+logger = logging.getLogger(__name__)
+
+
+class Evaluated:
+    """The run that is evaluated, which says all that is not given.
+
+    ``evaluate.json`` stands alone, or behind the chain of configs of a training, whose own defaults then count for
+    nothing: only plain values that an overlay or the command line gives do, and they have to agree with the model.
+
+    Args:
+        checkpoint: file to evaluate; None for ``checkpoints/best.pt`` of the run.
+
+    Attributes:
+        checkpoint: the file.
+        run_dir: the folder of the training that it is of; None where it lies elsewhere.
+        output_dir: where the evaluation is written by default.
+        model: the opened file.
+
+    Raises:
+        ModelError: the file cannot be used.
+        ContradictionError: a setting is another than the model's.
+    """
+
+    def __init__(self, checkpoint: str | Path | None = None) -> None:
+        parser = calling_parser()
+        config: Mapping[str, Any] = {} if parser is None else parser.config
+        given_dir = config.get("output_dir")
+        asked = Path(str(given_dir)).expanduser().absolute() if _is_given(given_dir) else None
+        if checkpoint is None:
+            folder = asked or project_dir() / "outputs" / _run_name(parser)
+            self.checkpoint = folder / "checkpoints" / BEST
+            if not self.checkpoint.is_file():
+                raise ModelError(f"{folder} holds no finished training: {self.checkpoint} is missing; train first")
+        else:
+            self.checkpoint = Path(str(checkpoint)).expanduser().absolute()
+        folder = self.checkpoint.parent
+        folder = folder.parent if folder.name == "checkpoints" else folder
+        self.run_dir = folder if (folder / CONFIG_FILE).is_file() else None
+        self.output_dir = asked or (folder if self.run_dir is not None else project_dir() / "outputs")
+        self.model = open_model(self.checkpoint, given_settings(config), config.get("trusted_modules"))
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the model was made."""
+        return self.model.recipe
+
+    def cases(
+        self,
+        dataset_dir: str | Path | None = None,
+        datalist: str | Path | None = None,
+        split: str = "test",
+        **settings: Any,
+    ) -> Cases:
+        """The data set: the one that is named, or the run's own.
+
+        Args:
+            dataset_dir: folder of another data set.
+            datalist: JSON file of another data set.
+            split: list that is needed.
+            settings: further ones of `pipeline.data.load_cases`, such as ``patient_pattern``.
+
+        Raises:
+            DataError: neither is there, or its files cannot be used.
+        """
+        settings = {name: value for name, value in settings.items() if value is not None}
+        if dataset_dir is not None or datalist is not None:
+            folder = dataset_dir if dataset_dir is not None else Path(str(datalist)).expanduser().parent
+            return load_cases(folder, datalist, needed=(split,), **settings)
+        if self.run_dir is None:
+            raise DataError(
+                [f"{self.checkpoint} lies in no folder of a run, so its data are not known: name some by --dataset_dir"]
+            )
+        config = ConfigParser()
+        config.read_config(str(self.run_dir / CONFIG_FILE))
+        config.update({f"cases#{name}": value for name, value in settings.items()})
+        cases: Cases = config.get_parsed_content("cases")
+        trained_on = self.recipe["training"]["data_digest"]
+        if trained_on is not None and cases.digest not in (None, trained_on):
+            logger.warning(
+                "the data of %s have changed since the training: digest %s now, %s then",
+                self.run_dir,
+                cases.digest,
+                trained_on,
+            )
+        return cases
+
+    def noise(self, level: float | None = None, kind: str | None = None) -> dict[str, Any]:
+        """The misalignment at which registration is measured: what is given, or else the training's."""
+        known = self.recipe["training"]
+        found = {"level": level, "kind": kind}
+        fallback: dict[str, Any] = {"level": 0, "kind": "affine"}
+        for name in found:
+            if found[name] is None:
+                of_training = known[f"noise_{name}"]
+                found[name] = fallback[name] if of_training is None else of_training
+        return found
+
+
+def given_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a config that a model knows and that somebody has given: plain values, not expressions.
+
+    Args:
+        config: as it is written, overlays and command line merged in.
+    """
+    found: dict[str, Any] = {name: _plain(config[name]) for name in KNOWN if name in config and _is_given(config[name])}
+    networks = config.get("network_def")
+    if isinstance(networks, Mapping):
+        parts = {name: _plain(networks[name]) for name in NETWORKS if isinstance(networks.get(name), Mapping)}
+        found["network_def"] = {name: part for name, part in parts.items() if part}
+        for part in found["network_def"].values():
+            part.pop("_target_", None)  # goes with the backbone
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    kept = {key: entry for key, entry in value.items() if _is_given(entry)}
+    return {key: entry for key, entry in kept.items() if key == "_target_" or not key.startswith("_")}
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and not (isinstance(value, str) and value.startswith(("$", "@", "%")))
+
+
+def _run_name(parser: ConfigParser | None) -> str:
+    """Name of the run that a config means; that of a chain for training may follow from its method."""
+    if parser is None or "run_name" not in parser.config:
+        return DEFAULT_RUN
+    return str(parser.get_parsed_content("run_name"))
