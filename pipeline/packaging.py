@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import json
+import logging
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,42 +14,57 @@ from typing import Any
 import torch
 import yaml
 from monai.bundle import ConfigParser
-from monai.bundle.reference_resolver import ReferenceResolver
 
-from pipeline.bundle import CONFIG_FILE, all_references, first_cause
+from pipeline.bundle import CONFIG_FILE, check_image_size, first_cause
 from pipeline.files import replacing
-from pipeline.models import BEST, MODEL, load_checkpoint
+from pipeline.inference import Translation
+from pipeline.models import BEST, MODEL, Model, ModelError, Recipe, file_digest
 from pipeline.provenance import environment, git_state, redact
-from pipeline.translators import Translator
+from transforms import RestoreIntensity
 
 CODE = ("pipeline", "transforms")
 NOT_TAKEN = ("pipeline/label_app/",)  # an application beside the bundle, with an environment of its own
 PROVENANCE_FILE = "provenance.json"
+RECIPE_FILE = "recipe.json"
 SCORES = ("nmae", "psnr", "ssim")
+# DICOM's names of modalities, which metadata.json has, by words of ours.
+MODALITIES = {
+    "CT": ("CT", "CBCT"),
+    "MR": ("MR", "MRI", "T1", "T1W", "T1C", "T1CE", "T1GD", "T2", "T2W", "FLAIR", "PD", "PDW", "DWI", "ADC", "SWI"),
+    "PT": ("PT", "PET"),
+    "NM": ("NM", "SPECT"),
+    "US": ("US", "ULTRASOUND"),
+}
+logger = logging.getLogger(__name__)
 
 
 class PackagingError(ValueError):
-    """A run that cannot be packaged; the message says why."""
+    """A model that cannot be packaged; the message says why."""
 
 
 def package_bundle(
     output: str | Path,
-    run_dir: str | Path,
     checkout: str | Path,
+    *,
+    run_dir: str | Path | None = None,
+    model: str | Path | None = None,
     data_source: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write a self-contained bundle with a run's weights.
+    """Write a self-contained bundle with the weights of a run, or of a model file.
 
-    The zip file holds one folder, ``reggan``: the bundle, whose inference config builds the run's networks; the
-    packages ``pipeline`` and ``transforms``; ``requirements.txt`` and ``constraints.txt``; and in ``models`` the
-    weights, the run's resolved config and ``provenance.json``. The same input gives the same bytes.
+    The zip file holds one folder, ``reggan``: the bundle; the packages ``pipeline`` and ``transforms``;
+    ``requirements.txt`` and ``constraints.txt``; and in ``models`` the weights as they are, their recipe to read
+    (``recipe.json``; the one in the weights counts), the run's resolved config, and ``provenance.json``. The same input
+    gives the same bytes. Before anything is written, the weights are verified, built by the bundle's own
+    ``inference.json``, and translate something.
 
     Args:
         output: the zip file.
-        run_dir: folder of a finished training.
         checkout: folder of this project's source code.
-        data_source: what the run was trained on; may be left out for the phantom.
+        run_dir: folder of a finished training.
+        model: in place of a run, a model file such as ``scripts/import_weights.py`` writes; no config goes with it.
+        data_source: what it was trained on; may be left out for a run on the phantom.
         overwrite: replace the file if it exists.
 
     Returns:
@@ -55,19 +72,26 @@ def package_bundle(
 
     Raises:
         FileExistsError: the file exists and may not be overwritten.
-        PackagingError: the run is incomplete, its weights do not fit its config, or its data must be named.
+        PackagingError: the run is incomplete, its weights cannot be used, or its data must be named.
     """
-    output, run_dir, checkout = Path(output), Path(run_dir), Path(checkout)
+    output, checkout = Path(output), Path(checkout)
+    if (run_dir is None) == (model is None):
+        raise PackagingError(f"either a run or a model is packaged, got run_dir {run_dir!r} and model {model!r}")
     if output.suffix != ".zip":
         raise PackagingError(f"the name of the package must end in .zip, got {output.name!r}")
     if output.exists() and not overwrite:
         raise FileExistsError(f"{output} exists already")
     bundle = checkout / "bundles" / "reggan"
-    weights = run_dir / MODEL
-    for path in (weights, run_dir / CONFIG_FILE):
-        if not path.is_file():
-            raise PackagingError(f"{run_dir} holds no finished training: {path.name} is missing; train first")
-    config = _read_json(run_dir / CONFIG_FILE)
+    metadata = _read_json(bundle / "configs" / "metadata.json")
+    run = None if run_dir is None else Path(run_dir)
+    if run is not None:
+        own_data = _is_own_data(run, _read_json(bundle / "configs" / "train.json"))
+        data_source = data_source or (None if own_data else metadata["data_source"])
+    if not data_source:
+        raise PackagingError(f"say in data_source what {run or model} was trained on: the phantom it was not")
+    opened = _open(Path(str(model)) if run is None else run / MODEL)
+    _check_translation(opened, _read_json(bundle / "configs" / "inference.json"))
+
     files = {str(path.relative_to(bundle)): path.read_bytes() for path in _source_files(bundle, ("configs", "docs"))}
     files["LICENSE"] = (bundle / "LICENSE").read_bytes()
     for path in _source_files(checkout, CODE):
@@ -76,98 +100,157 @@ def package_bundle(
             files[name] = path.read_bytes()
     files["requirements.txt"] = _requirements(checkout)
     files["constraints.txt"] = (checkout / "constraints.txt").read_bytes()
-
-    inference = with_networks_of(config, _read_json(bundle / "configs" / "inference.json"))
-    network = _check_weights(inference, weights)
-    metadata = _read_json(bundle / "configs" / "metadata.json")
-    if data_source is None and _is_own_data(config, _read_json(bundle / "configs" / "train.json")):
-        raise PackagingError(
-            f"the run was trained on data of its own (dataset_dir {config.get('dataset_dir')!r}): say in data_source "
-            "which they are"
-        )
-    provenance = _provenance(run_dir, network, data_source or metadata["data_source"], metadata["version"], checkout)
-    metadata["data_source"] = provenance["data_source"]
-    metadata["eval_metrics"] = provenance["scores"]
-    files["configs/inference.json"] = _json(inference)
-    files["configs/metadata.json"] = _json(metadata)
-    files[f"models/{MODEL}"] = weights.read_bytes()
-    files[f"models/{CONFIG_FILE}"] = redact((run_dir / CONFIG_FILE).read_text()).encode()
+    provenance = _provenance(opened, run, data_source, metadata["version"], checkout)
+    files["configs/metadata.json"] = _json(_described(metadata, opened.recipe, provenance))
+    files[f"models/{RECIPE_FILE}"] = _json(opened.recipe.content)
     files[f"models/{PROVENANCE_FILE}"] = _json(provenance)
-    with replacing(output) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as package:
-        for name in sorted(files):
-            entry = zipfile.ZipInfo(f"{bundle.name}/{name}")  # always of the same date
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            entry.external_attr = 0o644 << 16
-            package.writestr(entry, files[name])
+    if run is not None:
+        files[f"models/{CONFIG_FILE}"] = redact((run / CONFIG_FILE).read_text()).encode()
+    weights = {f"models/{MODEL}": opened.path.read_bytes()}
+    with replacing(output) as beside, zipfile.ZipFile(beside, "w") as package:
+        # The weights come last: where they are damaged and unpacking stops at them, all the rest is there to say so.
+        for names, method in ((files, zipfile.ZIP_DEFLATED), (weights, zipfile.ZIP_STORED)):
+            for name in sorted(names):
+                entry = zipfile.ZipInfo(f"{bundle.name}/{name}")  # always of the same date
+                entry.compress_type = method
+                entry.external_attr = 0o644 << 16
+                package.writestr(entry, names[name])
     return provenance
 
 
-def with_networks_of(training: Mapping[str, Any], inference: Mapping[str, Any]) -> dict[str, Any]:
-    """An inference config that builds the networks of a training, and sees images as it did.
-
-    Args:
-        training: the resolved config of the run.
-        inference: ``inference.json``; its empty ``weights`` stay, so that only what translation needs is built.
-    """
-    config = dict(inference)
-    taken = ["network_def", "source_intensity", "slice_axis"]
-    while taken:
-        name = taken.pop()
-        if name not in training or name == "weights":
-            continue
-        config[name] = training[name]
-        taken += [ReferenceResolver.split_id(reference)[0] for reference in all_references(training[name])]
-    return config
+def _is_own_data(run: Path, default: Mapping[str, Any]) -> bool:
+    """Whether a run was trained on other data than the phantom; refuses runs that are not finished."""
+    for path in (run / MODEL, run / CONFIG_FILE):
+        if not path.is_file():
+            raise PackagingError(f"{run} holds no finished training: {path.name} is missing; train first")
+    config = _read_json(run / CONFIG_FILE)
+    return any(config.get(name) != default[name] for name in ("dataset_dir", "datalist"))
 
 
-def _check_weights(inference: Mapping[str, Any], weights: Path) -> Translator:
-    """Build the network from the packaged config, load the weights strictly, and translate something."""
-    parser = ConfigParser({**inference, "checkpoint": str(weights), "device": "cpu"})
+def _open(path: Path) -> Model:
+    """Read a model file, its checksums, values and recipe verified."""
+    try:
+        model = Model(path)
+    except ModelError as error:
+        raise PackagingError(f"the weights cannot be packaged: {error}") from error
+    if "network" in model.content:
+        raise PackagingError(
+            f"{path} holds the whole state of a training, optimisers included; expected its {MODEL}, which has what "
+            "translation needs"
+        )
+    if model.recipe["grid"]["spatial_size"] is None:
+        raise PackagingError(
+            f"{path} does not say at which image size it was trained, so that nobody could use the package as it is; "
+            "import it again with --image-size"
+        )
+    return model
+
+
+def _check_translation(model: Model, inference: Mapping[str, Any]) -> None:
+    """Build what translates from the packaged config, and translate two slices of the size of the training."""
+    recipe = model.recipe
+    parser = ConfigParser({**inference, "checkpoint": str(model.path), "device": "cpu"})
     try:
         network = parser.get_parsed_content("network").eval()
+        translation: Translation = parser.get_parsed_content("translation")
+        check_image_size(recipe.spatial_size, network)
+        shape = list(recipe.spatial_size)
+        shape.insert(recipe.slice_axis, 2)
+        noise = torch.rand(1, recipe["source"]["channels"], *shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            finite = bool(torch.isfinite(network(network.example_input())).all())
+            pred = translation.inferer(noise * 2 - 1, network)
+        finite = bool(torch.isfinite(RestoreIntensity(recipe.target_window)(pred)).all())
     except (RuntimeError, ValueError) as error:
-        raise PackagingError(f"the weights do not fit the run's config: {first_cause(error)}") from error
+        raise PackagingError(f"the weights do not translate: {first_cause(error)}") from error
     if not finite:
-        raise PackagingError(f"{weights} translates into NaN or infinite values: the training has diverged")
-    return network
+        raise PackagingError(f"{model.path} translates into NaN or infinite values: the training has diverged")
 
 
-def _provenance(run_dir: Path, network: Translator, data_source: str, version: str, checkout: Path) -> dict[str, Any]:
-    weights = run_dir / MODEL
+def _described(metadata: Mapping[str, Any], recipe: Recipe, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The bundle's metadata, of this model."""
+    described = copy.deepcopy(dict(metadata))
+    described["data_source"] = provenance["data_source"]
+    described["eval_metrics"] = provenance["scores"]
+    source, target = (_class_of(recipe[domain], domain) for domain in ("source", "target"))
+    described |= {"image_classes": source, "label_classes": f"{target}; need not be aligned with the image"}
+    described["pred_classes"] = f"{target.partition(', scaled')[0]}, on the grid of the image"
+    data = described["network_data_format"]
+    size = list(recipe.spatial_size)
+    for section, name, domain in (
+        ("inputs", "image", "source"),
+        ("outputs", "pred", "target"),
+        ("post_processed_outputs", "pred", "target"),
+    ):
+        entry = data[section][name]
+        entry["num_channels"] = recipe[domain]["channels"]
+        if recipe[domain]["modality"] is not None:
+            entry["modality"] = dicom_modality(recipe[domain]["modality"])
+        if section != "post_processed_outputs":
+            entry["spatial_shape"] = size
+    data["inputs"]["image"]["channel_def"] = {str(channel): "image" for channel in range(recipe["source"]["channels"])}
+    data["post_processed_outputs"]["pred"]["value_range"] = list(recipe.target_window)
+    return described
+
+
+def dicom_modality(name: str) -> str:
+    """DICOM's name of a modality, which servers of images are asked for; the name itself where it is none that we know.
+
+    Args:
+        name: such as "T1-weighted MR", "CT" or "PET".
+    """
+    words = set(re.findall("[A-Z0-9]+", name.upper()))
+    return next((modality for modality, known in MODALITIES.items() if words.intersection(known)), name)
+
+
+def _class_of(domain: Mapping[str, Any], name: str) -> str:
+    channels = "one channel" if domain["channels"] == 1 else f"{domain['channels']} channels"
+    modality = f"{name} modality" + ("" if domain["modality"] is None else f" ({domain['modality']})")
+    kind = domain["scaling"]["class"].rpartition(".")[2]
+    arguments = ", ".join(f"{key} {value}" for key, value in domain["scaling"]["arguments"].items())
+    return f"{channels}, {modality}, physical intensities, scaled to [-1, 1] by {kind} ({arguments})"
+
+
+def _provenance(model: Model, run: Path | None, data_source: str, version: str, checkout: Path) -> dict[str, Any]:
+    """Where the weights come from, as far as their recipe does not say it."""
     state = git_state(checkout / "pipeline" / "__init__.py")
     software = environment()
     provenance: dict[str, Any] = {
         "file": MODEL,
-        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "sha256": file_digest(model.path),
         "bundle_version": version,
-        "trained_as": network.signature,
-        "trained_size": [size for size in network.trained_size.tolist() if size > 0],
-        "target_window": network.target_window.tolist(),
         "data_source": data_source,
-        "config": CONFIG_FILE,
+        "recipe": RECIPE_FILE,
         "scores": {},
         "packaged_with": {name: software[name] for name in ("python", "torch", "monai", "ignite", "numpy")},
         "packaged_at_commit": None if state is None else {"commit": state[0], "files_differ": state[1]},
     }
-    best = run_dir / "checkpoints" / BEST
-    if best.is_file():
-        position = load_checkpoint(best)["trainer"]
-        provenance["training"] = {key: position[key] for key in ("epoch", "iteration")}
-        provenance["scores"] |= {f"validation_{name}": position["best_metrics"].get(name) for name in SCORES}
-    summary = run_dir / "evaluation" / "summary.json"
+    if run is None:
+        return provenance
+    provenance["config"] = CONFIG_FILE
+    provenance["scores"] |= _validation_scores(model, run / "checkpoints" / BEST)
+    summary = run / "evaluation" / "summary.json"
     if summary.is_file():
         slices = _read_json(summary)["slices"]
         provenance["scores"] |= {f"test_{name}": slices[name]["mean"] for name in SCORES if name in slices}
-    tracked = run_dir / "mlflow_run.json"
+    tracked = run / "mlflow_run.json"
     if tracked.is_file():
         provenance["mlflow_run_id"] = _read_json(tracked)["run_id"]
     return provenance
 
 
-def _is_own_data(config: Mapping[str, Any], default: Mapping[str, Any]) -> bool:
-    return any(config.get(name) != default[name] for name in ("dataset_dir", "datalist"))
+def _validation_scores(model: Model, path: Path) -> dict[str, Any]:
+    """The scores that the checkpoint of the same weights has; none where it is missing or of others."""
+    if not path.is_file():
+        return {}
+    try:
+        best = Model(path)
+    except ModelError as error:
+        raise PackagingError(f"the scores of the weights cannot be read: {error}") from error
+    if best.recipe.content != model.recipe.content:
+        logger.warning("%s is not of the weights in %s: the package says no validation scores", path, model.path)
+        return {}
+    metrics = best.content["trainer"]["best_metrics"]
+    return {f"validation_{name}": metrics.get(name) for name in SCORES}
 
 
 def _source_files(root: Path, folders: tuple[str, ...]) -> Iterator[Path]:

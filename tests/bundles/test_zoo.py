@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ from monai.data import load_net_with_metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from pipeline.compat.recipe import Known, imported_recipe
+from pipeline.models import Model
 from pipeline.networks import ResNetGenerator
-from pipeline.translators import CycleGANTranslator
+from pipeline.packaging import package_bundle
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -156,38 +159,87 @@ def test_the_zoo_s_files_are_there():
         assert f"\n{heading}\n" in f"\n{page}"
 
 
-@pytest.mark.parametrize("config", ["inference.json", "train.json"])
-@pytest.mark.parametrize("n", [1, 3])
-def test_network_takes_and_gives_what_the_metadata_says(config, n):
-    verify_net_in_out(
-        net_id="network_def",
-        meta_file=str(METADATA),
-        config_file=str(BUNDLE / "configs" / config),
-        n=n,
-        device="cpu",
-        bundle_root=str(BUNDLE),
-    )
-
-
-def test_checkpoint_becomes_torchscript(tmp_path):
-    """As the zoo's own checks call it, on the default networks."""
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Weights of networks that no config file describes."""
     torch.manual_seed(0)
-    network = CycleGANTranslator(
-        {}, generator=lambda: ResNetGenerator(filters=16, residual_blocks=4, upsampling="resize")
-    ).eval()
-    network.describe_data((0, 700), (96, 96))
-    torch.save(network.inference_state_dict(), tmp_path / "model.pt")
+    networks = {"generator": (ResNetGenerator, {"filters": 6, "residual_blocks": 1, "upsampling": "resize"})}
+    known = Known(
+        (0.0, 900.0), image_size=(64, 96), slice_axis=1, source_modality="T1-weighted MR", target_modality="CT"
+    )
+    recipe = imported_recipe("cyclegan", networks, (1, 1), 2, known)
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    torch.save(recipe.translator({}).inference_state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def packaged(model, tmp_path_factory):
+    """The unpacked package of it."""
+    folder = tmp_path_factory.mktemp("package")
+    package_bundle(folder / "reggan.zip", ROOT, model=model, data_source="nothing at all")
+    zipfile.ZipFile(folder / "reggan.zip").extractall(folder)
+    return folder / "reggan"
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_network_takes_and_gives_what_the_metadata_says(n, model):
+    common = {"net_id": "network_def", "meta_file": str(METADATA), "n": n, "device": "cpu", "bundle_root": str(BUNDLE)}
+    verify_net_in_out(**common, config_file=str(BUNDLE / "configs" / "train.json"))
+    verify_net_in_out(**common, config_file=str(INFERENCE), checkpoint=str(model))
+
+
+def test_a_package_passes_the_zoo_s_checks(packaged, schema):
+    files = {"meta_file": str(packaged / "configs" / "metadata.json")}
+    verify_metadata(**files, filepath=str(schema))
+    verify_net_in_out(
+        **files,
+        net_id="network_def",
+        config_file=str(packaged / "configs" / "inference.json"),
+        device="cpu",
+        bundle_root=str(packaged),
+    )
+    said = json.loads((packaged / "configs" / "metadata.json").read_text())
+    assert said["data_source"] == "nothing at all"
+    assert said["image_classes"] == (
+        "one channel, source modality (T1-weighted MR), physical intensities, scaled to [-1, 1] by ScaleMRIntensityd "
+        "(background 0.0, upper_percentile 99.5)"
+    )
+    assert said["pred_classes"] == "one channel, target modality (CT), physical intensities, on the grid of the image"
+    formats = said["network_data_format"]
+    source, target = formats["inputs"]["image"], formats["outputs"]["pred"]
+    assert (source["modality"], source["spatial_shape"]) == ("MR", [64, 96])
+    assert (target["modality"], target["spatial_shape"]) == ("CT", [64, 96])
+
+
+def test_metadata_of_other_sizes_are_found_out(packaged, tmp_path):
+    said = json.loads((packaged / "configs" / "metadata.json").read_text())
+    said["network_data_format"]["inputs"]["image"]["num_channels"] = 2
+    (tmp_path / "metadata.json").write_text(json.dumps(said))
+    with pytest.raises(ValueError, match=r"images of shape \(batch, 1, height, width\), got \(1, 2, 64, 96\)"):
+        verify_net_in_out(
+            net_id="network_def",
+            meta_file=str(tmp_path / "metadata.json"),
+            config_file=str(packaged / "configs" / "inference.json"),
+            device="cpu",
+            bundle_root=str(packaged),
+        )
+
+
+def test_checkpoint_becomes_torchscript(packaged, tmp_path):
+    """As the zoo's own checks call it."""
+    weights, configs = packaged / "models" / "model.pt", packaged / "configs"
     ckpt_export(
         net_id="network_def",
         filepath=str(tmp_path / "model.ts"),
-        ckpt_file=str(tmp_path / "model.pt"),
-        meta_file=str(METADATA),
-        config_file=str(INFERENCE),
-        bundle_root=str(BUNDLE),
+        ckpt_file=str(weights),
+        meta_file=str(configs / "metadata.json"),
+        config_file=str(configs / "inference.json"),
+        bundle_root=str(packaged),
     )
     scripted, metadata, files = load_net_with_metadata(str(tmp_path / "model.ts"), more_extra_files=["inference.json"])
     images = torch.rand(2, 1, 97, 102) * 2 - 1
     with torch.no_grad():
-        torch.testing.assert_close(scripted(images), network(images))
+        torch.testing.assert_close(scripted(images), Model(weights).build().eval()(images))
     assert metadata["version"] == json.loads(METADATA.read_text())["version"]
     assert json.loads(files["inference.json"])["network_def"]
