@@ -32,6 +32,8 @@ RUN_OUTPUTS = (
     "mlflow_run.json",
 )
 WEIGHTS = ("checkpoints", "model.pt")
+# Settings that name files a run reads.
+INPUTS = ("dataset_dir", "datalist", "start_from")
 # What may stand in a config whether or not anything in it refers to it: what every bundle of the model zoo has, and the
 # size of networks whose settings are all given one by one.
 UNREFERENCED = ("bundle_root", "dataset_dir", "network_size")
@@ -332,8 +334,18 @@ class RunFolder:
     def _write_config(self) -> None:
         if not self._config_written:
             with replacing(self.output_dir / CONFIG_FILE) as path:
-                path.write_text(json.dumps(self._config(), indent=4, default=str) + "\n")
+                path.write_text(json.dumps(_with_absolute_paths(self._config()), indent=4, default=str) + "\n")
             self._config_written = True
+
+
+def _with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config that finds its data from any working folder."""
+    found = dict(config)
+    for name in INPUTS:
+        value = found.get(name)
+        if isinstance(value, str) and not value.startswith(("$", "@", "%")) and Path(value).expanduser().exists():
+            found[name] = str(Path(value).expanduser().absolute())
+    return found
 
 
 def _is_plain(value: Any) -> bool:

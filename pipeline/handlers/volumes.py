@@ -52,6 +52,7 @@ class VolumeScores:
 
     def __call__(self, engine: Engine) -> None:
         """Translate and score."""
+        self.network.eval()
         rows = score_volumes(self.data, self.translation, self.network, self.baselines, self.device, self.amp)
         volumes = list(tqdm(rows, total=len(self.data), desc="whole volumes", unit="volume", disable=None))
         engine.state.volumes = volumes

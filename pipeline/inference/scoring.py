@@ -35,7 +35,7 @@ def score_volumes(
     Args:
         cases: ``{"image": path, "label": path, "case": patient}`` each, on one grid.
         translation: the way of a volume.
-        network: translates slices (B, C, *spatial) in [-1, 1]; on ``device``.
+        network: translates slices (B, C, *spatial) in [-1, 1]; on ``device``, in evaluation mode.
         baselines: by name, what to score beside it, in the network's place.
         device: where to compute.
         amp: translate under ``torch.autocast`` in bfloat16.
@@ -86,8 +86,6 @@ def translate(
         The prediction in the target's units and the source's geometry, of the shape of the source's file.
     """
     device = torch.device(device)
-    if isinstance(network, nn.Module):
-        network.eval()
     with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
         pred = translation.inferer(source.as_tensor()[None].to(device), network)[0].cpu()
     restored = translation.postprocessing({"image": source, "pred": MetaTensor(pred)})

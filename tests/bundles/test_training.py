@@ -15,7 +15,8 @@ import torch
 from mlflow import MlflowClient
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from pipeline.handlers import PictureHandler, load_checkpoint
+from pipeline.handlers import PictureHandler
+from pipeline.models import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "bundles" / "reggan" / "configs"
