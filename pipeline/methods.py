@@ -37,16 +37,6 @@ class Method:
         """The chain of configs to train with."""
         return ("train.json", *self.overlays)
 
-    @property
-    def inference(self) -> tuple[str, ...]:
-        """The chain of configs to translate with."""
-        return ("inference.json", *self.inference_overlays)
-
-    @property
-    def inference_overlays(self) -> tuple[str, ...]:
-        """Config files to stack over inference.json: those of the backbone; the mode makes no difference there."""
-        return _backbone_overlays(self.backbone)
-
 
 def method_name(backbone: str, weights: Mapping[str, float]) -> str:
     """Name of what a backbone trained with these loss weights is.

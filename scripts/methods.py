@@ -88,12 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def listing(names: Sequence[str]) -> list[str]:
-    """One line per method: the configs to train it with, and those to translate with."""
-    rows = [("method", "train", "translate")]
-    for method in (METHODS[name] for name in names):
-        rows.append((method.name, " ".join(method.training), " ".join(method.inference)))
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    return ["  ".join((row[0].ljust(widths[0]), row[1].ljust(widths[1]), row[2])) for row in rows]
+    """One line per method: the configs to train it with. To translate and evaluate, its model is enough."""
+    rows = [("method", "train"), *((name, " ".join(METHODS[name].training)) for name in names)]
+    width = max(len(name) for name, _ in rows)
+    return [f"{name.ljust(width)}  {chain}" for name, chain in rows]
 
 
 def _dataset_dir(options: argparse.Namespace, folder: Path) -> str:

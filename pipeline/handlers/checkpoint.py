@@ -14,7 +14,16 @@ from ignite.engine import Engine, Events
 from ignite.handlers import DiskSaver
 from monai.engines import Evaluator
 
-from pipeline.models import BEST, LAST, MODEL, CheckpointError, check_signature, load_checkpoint, load_strictly
+from pipeline.models import (
+    BEST,
+    LAST,
+    MODEL,
+    CheckpointError,
+    check_signature,
+    load_checkpoint,
+    load_strictly,
+    refuse_unsound,
+)
 from pipeline.translators import Translator
 
 logger = logging.getLogger(__name__)
@@ -91,6 +100,7 @@ class CheckpointHandler:
         missing = [name for name in (*self.stateful, "trainer", "random") if name not in content]
         if missing:
             raise CheckpointError(f"checkpoint {path} lacks {missing}: it was made by another configuration")
+        refuse_unsound(content["network"], path)
         load_strictly(self.network, content["network"], path)
         for name, item in self.stateful.items():
             if name == "network":

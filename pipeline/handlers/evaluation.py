@@ -21,7 +21,7 @@ from pipeline.handlers.mlflow_journal import RUN_FILE, UNSENT_FOLDER, Journal, R
 from pipeline.handlers.mlflow_rules import PARAM_LENGTH, clean_values, resolve_tracking_uri, without_credentials
 from pipeline.handlers.tables import VOLUME, VOLUME_METRICS, ScoreTable
 from pipeline.handlers.tracking import MLflowTracker, as_float
-from pipeline.models import file_digest, load_checkpoint
+from pipeline.models import file_digest
 from pipeline.provenance import flatten
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ class EvaluationReport:
             as `pipeline.data.Cases.describe` gives them.
         noise: ``level`` and ``kind`` of the misalignment that the registration network is measured on.
         params: further parameters of a run without a parent.
+        step: of the training that the checkpoint is of, the place of the scores on MLflow's axis.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class EvaluationReport:
         dataset: Mapping[str, Any] | None = None,
         noise: Mapping[str, Any] | None = None,
         params: Mapping[str, Any] | None = None,
+        step: int | None = None,
     ) -> None:
         self.output_dir = Path(output_dir).expanduser().absolute()
         self.checkpoint = Path(checkpoint).expanduser().absolute()
@@ -93,6 +95,7 @@ class EvaluationReport:
         self.dataset = dataset
         self.noise = noise
         self.params = params
+        self.step = step or 0
         self._start_time = _now()
 
     def attach(self, engine: Engine) -> None:
@@ -143,7 +146,6 @@ class EvaluationReport:
         if uri is None:
             return
         digest = file_digest(self.checkpoint)
-        step = load_checkpoint(self.checkpoint).get("trainer", {}).get("iteration", 0)
         params = self._own_params()
         metrics = {f"{self.split}/{name}": as_float(value) for name, value in sorted(engine.state.metrics.items())}
         # The scores are among what makes it the same evaluation: whatever else changed, such as code, shows in them.
@@ -166,7 +168,7 @@ class EvaluationReport:
         tracker.inherit(self.params or {})
         if self.dataset is not None:
             tracker.log_dataset(self.dataset, CONTEXTS.get(self.split, self.split))
-        tracker.log_metrics(metrics, step)
+        tracker.log_metrics(metrics, self.step)
         for path in (self.output_dir / name for name in PLACES.values()):
             if path.is_file():
                 folder = Path(self.output_dir.name, path.relative_to(self.output_dir)).parent

@@ -12,6 +12,7 @@ from pipeline.models.reading import (
     file_digest,
     load_checkpoint,
     load_strictly,
+    refuse_unsound,
 )
 from pipeline.models.recipe import SCHEMA, Recipe, check_recipe, decode_recipe, encode_recipe
 from pipeline.models.starting import StartingPoint
@@ -36,5 +37,6 @@ __all__ = [
     "file_digest",
     "load_checkpoint",
     "load_strictly",
+    "refuse_unsound",
     "training_recipe",
 ]

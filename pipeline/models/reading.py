@@ -72,10 +72,7 @@ class Model:
             )
         self.state: Mapping[str, Any] = state
         self.recipe = Recipe(recipe, self.path, trusted)
-        try:
-            check_finite(state, self.path)
-        except UnreadableFileError as error:
-            raise CheckpointError(str(error)) from error
+        refuse_unsound(state, self.path)
 
     @property
     def has_registration(self) -> bool:
@@ -117,6 +114,18 @@ class Model:
         intensity_map = IntensityMap()
         intensity_map.load_state_dict(state)
         return {**found, "intensity_map": intensity_map.to(device)}
+
+
+def refuse_unsound(state: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse weights that are NaN or infinite: a training that diverged, which neither translates nor goes on.
+
+    Raises:
+        CheckpointError: naming the first tensors.
+    """
+    try:
+        check_finite(state, path)
+    except UnreadableFileError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def file_digest(path: str | Path) -> str:

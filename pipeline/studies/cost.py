@@ -69,7 +69,7 @@ def make_translator(method: str, network_size: str) -> tuple[Translator, Mapping
     parser = ConfigParser()
     parser.read_config(config_paths(METHODS[method].training))
     parser.update({"network_size": network_size})
-    return parser.get_parsed_content("network_def"), parser.get_parsed_content("weights")
+    return parser.get_parsed_content("network_def"), parser.get_parsed_content("loss_weights")
 
 
 def count_parameters(translator: Translator) -> tuple[list[str], int, int, int]:

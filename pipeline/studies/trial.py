@@ -58,7 +58,8 @@ def try_method(task: Task) -> Trial:
         _check_epoch(task, EPOCHS)
 
     def evaluate() -> None:
-        run_chain((*method.training, "evaluate.json"), **common)
+        settings = {name: task.settings[name] for name in ("device", "tracking_uri") if name in task.settings}
+        run_chain(["evaluate.json"], output_dir=str(task.run_dir), **settings)
         summary = json.loads((task.run_dir / "evaluation" / "summary.json").read_text(encoding="utf-8"))
         scores["psnr"] = summary["slices"]["psnr"]["mean"]
         _expect(math.isfinite(scores["psnr"]), "the test cases' PSNR", scores["psnr"], "a finite number")
@@ -77,8 +78,7 @@ def try_method(task: Task) -> Trial:
         [source] = find_volumes(task.settings["dataset_dir"])[:1]
         folder = task.run_dir / "translated"
         settings: dict[str, Any] = {"device": task.settings["device"], "output_dir": str(folder), **source}
-        sizes = {name: value for name, value in task.sizes.items() if "#generator#" in name}
-        run_chain(method.inference, **settings, **sizes, checkpoint=str(task.run_dir / "model.pt"))
+        run_chain(["inference.json"], **settings, checkpoint=str(task.run_dir / "model.pt"))
         shapes = [nib.load(path).shape for path in folder.iterdir()]
         _expect(shapes == [nib.load(source["image"]).shape], "the translated volumes' shapes", shapes, "the source's")
 
