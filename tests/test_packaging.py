@@ -34,7 +34,7 @@ FLOORS = [
     {"pipeline.models"},
     {"pipeline.engines", "pipeline.handlers", "pipeline.inference"},
     {"pipeline.bundle", "pipeline.methods"},
-    {"pipeline.packaging", "pipeline.studies"},
+    {"pipeline.evaluation", "pipeline.packaging", "pipeline.studies"},
     {"pipeline.label_app"},
 ]
 
