@@ -85,6 +85,7 @@ def test_weights_of_the_loss_terms_are_the_model_s(trained, make_recipe, make_tr
     assert start.weights(default) == {**default, "identity": 5}
     assert start.weights({**default, "identity": 1}) == {**default, "identity": 1}
     assert start.weights({"adversarial": 1}) == {"adversarial": 1}  # replaced as a whole
+    assert start.weights(20) == 20  # which is refused where knobs are checked
 
 
 def test_imported_weights_have_no_loss_weights_and_the_defaults_count(trained, make_recipe, make_translator):
@@ -189,8 +190,8 @@ def test_a_translator_of_elsewhere_needs_its_module_trusted(trained, make_transl
     network = make_translator()
     Recipe(make_recipe(translator={"class": "elsewhere.Own"})).travel_with(network)
     torch.save(network.inference_state_dict(), trained / "model.pt")
-    with pytest.raises(ModelError, match="names elsewhere.Own, which is not of this project"):
+    with pytest.raises(ModelError, match=r"names elsewhere\.Own, which is not of this project"):
         build(trained / "model.pt")
-    with pytest.raises(ModelError, match=r"names elsewhere.Own, which cannot be found here"):
+    with pytest.raises(ModelError, match=r"names elsewhere\.Own, which cannot be found here"):
         StartingPoint(trained / "model.pt", ["elsewhere"]).builder("cyclegan")(weights=REGGAN, **NOTHING_ASKED)
     assert isinstance(make_translator(), CycleGANTranslator)
