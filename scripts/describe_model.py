@@ -13,8 +13,8 @@ from pipeline.inference import open_model
 from pipeline.models import SCHEMA, Recipe
 
 EPILOG = """\
-MODEL is model.pt, best.pt or last.pt of a training, what scripts/import_weights.py wrote, or an ONNX file. Its checksums
-are verified, and no code in it is run. docs/recipe.md explains the entries.
+MODEL is model.pt, best.pt or last.pt of a training, what scripts/import_weights.py wrote, or an ONNX file. Its
+checksums are verified, and no code in it is run. docs/recipe.md explains the entries.
 
 examples:
   python scripts/describe_model.py outputs/reggan/model.pt
