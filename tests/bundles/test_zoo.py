@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from monai.data import load_net_with_metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from pipeline.models import Model, Recipe
 from pipeline.networks import ResNetGenerator
 from pipeline.translators import CycleGANTranslator
 
@@ -156,10 +158,23 @@ def test_the_zoo_s_files_are_there():
         assert f"\n{heading}\n" in f"\n{page}"
 
 
+@pytest.fixture
+def default_model(make_recipe, tmp_path):
+    """Weights of the default networks, where the zoo has those of the bundle."""
+    torch.manual_seed(0)
+    network = CycleGANTranslator(
+        {}, generator=partial(ResNetGenerator, filters=16, residual_blocks=4, upsampling="resize")
+    )
+    Recipe(make_recipe(network, grid={"spatial_size": [96, 96]})).travel_with(network)
+    torch.save(network.inference_state_dict(), tmp_path / "model.pt")
+    return str(tmp_path / "model.pt")
+
+
 @pytest.mark.parametrize("config", ["inference.json", "train.json"])
 @pytest.mark.parametrize("n", [1, 3])
-def test_network_takes_and_gives_what_the_metadata_says(config, n):
+def test_network_takes_and_gives_what_the_metadata_says(default_model, config, n):
     verify_net_in_out(
+        **({"checkpoint": default_model} if config == "inference.json" else {}),
         net_id="network_def",
         meta_file=str(METADATA),
         config_file=str(BUNDLE / "configs" / config),
@@ -169,18 +184,14 @@ def test_network_takes_and_gives_what_the_metadata_says(config, n):
     )
 
 
-def test_checkpoint_becomes_torchscript(tmp_path):
+def test_checkpoint_becomes_torchscript(default_model, tmp_path):
     """As the zoo's own checks call it, on the default networks."""
-    torch.manual_seed(0)
-    network = CycleGANTranslator(
-        {}, generator=lambda: ResNetGenerator(filters=16, residual_blocks=4, upsampling="resize")
-    ).eval()
-    network.describe_data((0, 700), (96, 96))
-    torch.save(network.inference_state_dict(), tmp_path / "model.pt")
+    network = Model(default_model).build().eval()
     ckpt_export(
         net_id="network_def",
         filepath=str(tmp_path / "model.ts"),
-        ckpt_file=str(tmp_path / "model.pt"),
+        ckpt_file=default_model,
+        checkpoint=default_model,
         meta_file=str(METADATA),
         config_file=str(INFERENCE),
         bundle_root=str(BUNDLE),
