@@ -9,7 +9,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -192,18 +192,18 @@ def check_knobs(**knobs: Any) -> None:
         raise ValueError("; ".join(faults))
 
 
-def check_names(*also_known: str) -> None:
+def check_names(read: Collection[str] = ()) -> None:
     """Check the names of a config's knobs, when called from an expression in that config.
 
     Args:
-        also_known: names that count although nothing in the config refers to them.
+        read: knobs that a part looks up by itself, without a reference to them in the config.
 
     Raises:
         ValueError: if a knob that nothing refers to has nearly the name of one that counts.
     """
     parser = calling_parser()
     if parser is not None:
-        _refuse_misspelt_knobs(parser, also_known)
+        _refuse_misspelt_knobs(parser, read)
 
 
 def named(part: Any) -> Any:
@@ -369,19 +369,20 @@ def calling_parser() -> ConfigParser | None:
     return None
 
 
-def _refuse_misspelt_knobs(parser: ConfigParser, also_known: Sequence[str] = ()) -> list[str]:
+def _refuse_misspelt_knobs(parser: ConfigParser, read: Collection[str] = ()) -> list[str]:
     """MONAI takes any ``--name value``; one that nothing refers to and that looks like a knob is a slip of the hand.
 
     Returns:
         The other names of plain values that nothing refers to.
     """
     used = {ReferenceResolver.split_id(name)[0] for name in all_references(parser.config)}
-    entries = set(parser.config) - {parser.meta_key, *UNREFERENCED, *also_known}
+    entries = set(parser.config) - {parser.meta_key, *UNREFERENCED, *read}
+    known = sorted((used & entries).union(read))
     unused = []
     for name in sorted(entries - used):
         if isinstance(parser.config[name], (dict, list)) or str(parser.config[name]).startswith(("$", "@")):
             continue
-        close = difflib.get_close_matches(name, sorted(used & entries | set(also_known)), n=1, cutoff=0.75)
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
         if close:
             raise ValueError(f"unknown knob '{name}': did you mean '{close[0]}'?")
         unused.append(name)

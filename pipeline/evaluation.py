@@ -33,6 +33,8 @@ KNOWN = (
     "source_intensity",
     "target_intensity",
 )
+READ = (*KNOWN, "output_dir", "run_name", "trusted_modules")
+"""What is looked up in the config without a reference to it."""
 NETWORKS = ("encoder", "generator", "discriminator", "registration")
 logger = logging.getLogger(__name__)
 

@@ -21,13 +21,13 @@ Batch size, height and width stay free in all of them. Each is read back and com
 images of several sizes and on slices of a real volume; it is put in its place only if it differs by at most
 {TOLERANCE:g}, of intensities in [-1, 1].
 
-Beside the network a file holds the bundle's name and version, target_window (the physical values that -1 and 1 stand
-for), trained_size, source_intensity (how the source is scaled) and minimum_size, as JSON: in metadata.json within
-TorchScript and torch.export files, in the metadata properties of an ONNX file. ONNX needs pip install -e '.[export]'.
+Beside the network a file holds the bundle's name and version, the recipe (how the model was made and is to be used, see
+scripts/describe_model.py) and minimum_size, as JSON: in metadata.json within TorchScript and torch.export files, in the
+metadata properties of an ONNX file. ONNX needs pip install -e '.[export]'.
 
 examples:
   python scripts/export.py outputs/reggan/model.pt outputs/reggan/model.onnx
-  python scripts/export.py big/model.pt big/model.ts big/model.pt2 --overlays paper.json --image T1.nii.gz
+  python scripts/export.py big/model.pt big/model.ts big/model.pt2 --image T1.nii.gz
 """
 
 
@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="further setting of the config, such as network_def#generator#filters=24; may be repeated",
+        help="further setting of the config, such as style_image=T2.nii.gz; may be repeated",
     )
     parser.add_argument("--force", action="store_true", help="replace files that exist")
     return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -40,6 +41,67 @@ def make_translator() -> Callable[..., CycleGANTranslator]:
             discriminator=partial(PatchDiscriminator, filters=4),
             registration=partial(RegistrationNet, channels=(4, 4)),
         )
+
+    return build
+
+
+RECIPE: dict[str, Any] = {
+    "format": "reggan-recipe",
+    "version": 1,
+    "method": "reggan",
+    "backbone": "cyclegan",
+    "network_size": "small",
+    "weights": dict(REGGAN),
+    "source": {
+        "modality": "T1",
+        "channels": 1,
+        "scaling": {
+            "class": "transforms.ScaleMRIntensityd",
+            "arguments": {"upper_percentile": 99.5, "background": 0.0},
+        },
+    },
+    "target": {
+        "modality": None,
+        "channels": 1,
+        "scaling": {"class": "transforms.ScaleCTIntensityd", "arguments": {"window": [0.0, 1000.0]}},
+        "window": [0.0, 1000.0],
+    },
+    "grid": {
+        "spatial_dims": 2,
+        "orientation": "RAS",
+        "spacing": None,
+        "slice_axis": 2,
+        "spatial_size": [32, 32],
+        "fit": "resize",
+    },
+    "foreground": {"rule": "above-background", "min_foreground": 0.1},
+    "data": None,
+    "training": {
+        "origin": "trained",
+        "data_digest": "d" * 64,
+        "noise_level": 3,
+        "noise_kind": "affine",
+        "seed": 0,
+        "commit": None,
+        "epoch": 0,
+        "iteration": 0,
+        "settings": {"batch_size": 2},
+        "started_from": None,
+    },
+}
+
+
+@pytest.fixture
+def make_recipe(make_translator: Callable[..., CycleGANTranslator]) -> Callable[..., dict[str, Any]]:
+    """Builds the content of a valid recipe, changed: ``make_recipe(grid={"slice_axis": 0}, method="mine")``."""
+
+    def build(of: Translator | None = None, /, **changes: Any) -> dict[str, Any]:
+        described, networks = describe_translator(make_translator() if of is None else of)
+        content = copy.deepcopy(RECIPE) | {"translator": described, "networks": networks}
+        for name, value in changes.items():
+            both = isinstance(value, Mapping) and isinstance(content.get(name), Mapping)
+            content[name] = {**content[name], **value} if both else value
+        return content
 
     return build
 

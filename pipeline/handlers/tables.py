@@ -283,14 +283,6 @@ def summarise(cases: Sequence[str], columns: Mapping[str, np.ndarray]) -> dict[s
     return {"slices": slices, "over_patients": over_patients, "patients": means, "notes": notes}
 
 
-def _write_volumes(volumes: Sequence[Mapping[str, Any]], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(volumes[0])
-        for volume in volumes:
-            writer.writerow([f"{value:.9g}" if isinstance(value, float) else value for value in volume.values()])
-
-
 def summarise_volumes(volumes: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
     """Statistics of whole volumes.
 

@@ -326,12 +326,14 @@ class Recipe:
             else:
                 section, entry = _PLACES[name]
                 place = adopted if section is None else adopted[section]
+                if name == "spatial_size" and isinstance(value, int):
+                    value = [value] * known["grid"]["spatial_dims"]  # one number stands for all axes
                 if place[entry] is None and name in _FILLED_IN:
                     if name == "spatial_size" and isinstance(value, int):
                         value = [value] * known["grid"]["spatial_dims"]
                     place[entry] = list(value) if isinstance(value, tuple) else value
                 elif place[entry] is not None or name in ("spacing",):
-                    found += list(differences(_as_known(value, place[entry]), place[entry], name))
+                    found += list(differences(value, place[entry], name))
         if found:
             raise ContradictionError(self.path, found)
         return Recipe(adopted, self.path, self.trusted)
@@ -386,11 +388,6 @@ _PLACES: dict[str, tuple[str | None, str]] = {
     "target_modality": ("target", "modality"),
 }
 _FILLED_IN = ("spatial_size", "source_modality", "target_modality")
-
-
-def _as_known(value: Any, known: Any) -> Any:
-    """A size given as one number stands for all axes."""
-    return [value] * len(known) if isinstance(known, list) and isinstance(value, int) else value
 
 
 def _with_arguments(built: Mapping[str, Any]) -> str:

@@ -21,6 +21,8 @@ DEFAULT_TERMS = frozenset({"adversarial", "cycle", "correction", "smoothness"})
 """The loss terms that the weights of train.json name, unless they are replaced as a whole."""
 KEPT = ("spatial_dims", "spatial_size", "slice_axis", "orientation", "spacing", "fit")
 """Of the grid, what a training that starts from a model cannot change."""
+KNOWN_WHERE_NONE = ("spacing",)
+"""Entries whose None says something: volumes keep their voxel size."""
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +75,8 @@ class StartingPoint:
 
     def weights(self, given: Mapping[str, float]) -> dict[str, float]:
         """All weights of loss terms: those of the config and, unless it replaced them all, the model's other ones."""
+        if not isinstance(given, Mapping):
+            return given  # for `pipeline.bundle.check_knobs` to refuse
         known = {} if self.model is None or not given.keys() >= DEFAULT_TERMS else self.model.recipe["weights"]
         return {**known, **given}
 
@@ -105,7 +109,8 @@ class StartingPoint:
         found = [
             (name, ours["grid"][name], theirs["grid"][name])
             for name in KEPT
-            if theirs["grid"][name] is not None and ours["grid"][name] != theirs["grid"][name]
+            if (theirs["grid"][name] is not None or name in KNOWN_WHERE_NONE)
+            and ours["grid"][name] != theirs["grid"][name]
         ]
         found += [
             (f"{domain}_intensity", ours[domain]["scaling"], theirs[domain]["scaling"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 
@@ -17,6 +18,15 @@ def edit(path, change):
     content = torch.load(path, weights_only=True)
     change(content)
     torch.save(content, path)
+
+
+def edit_recipe(path, change):
+    """As whoever tampers with a file may."""
+    state = torch.load(path, weights_only=True)
+    recipe = json.loads(bytes(state["_extra_state"].tolist()))
+    change(recipe)
+    state["_extra_state"] = torch.tensor(list(json.dumps(recipe).encode()), dtype=torch.uint8)
+    torch.save(state, path)
 
 
 class RunsCode:
@@ -114,14 +124,19 @@ EVALUATION = [
         "nothing was trained",
         chain=EVALUATE,
         output_dir="{data}/typo",
-        says="checkpoint {data}/typo/checkpoints/best.pt does not exist",
+        says="{data}/typo holds no finished training: {data}/typo/checkpoints/best.pt is missing; train first",
     ),
     bad("misspelt knob of evaluation", chain=EVALUATE, chekpoint="x", says="'chekpoint': did you mean 'checkpoint'?"),
+    bad("misspelt setting", chain=("evaluate.json",), backbon="unit", says="'backbon': did you mean 'backbone'?"),
+    bad("misspelt folder", chain=("evaluate.json",), ouput_dir="x", says="'ouput_dir': did you mean 'output_dir'?"),
     bad(
         "evaluated with other widths",
         chain=EVALUATE,
         **{"network_def#generator#filters": 8},
-        says="{run}/checkpoints/best.pt was not made by this CycleGANTranslator (other widths, backbone or mode)",
+        says=[
+            "1 setting contradicts the recipe of {run}/checkpoints/best.pt; leave out what the model knows by itself:",
+            "- network_def#generator#filters: given 8, the model has 4",
+        ],
     ),
 ]
 
@@ -131,7 +146,7 @@ INFERENCE = [
         "model of other widths",
         chain=INFER,
         **{"network_def#generator#filters": 8},
-        says=["{model} was not made by this CycleGANTranslator", "file has (4, 1, 7, 7), network expects (8, 1, 7, 7)"],
+        says=["recipe of {model};", "- network_def#generator#filters: given 8, the model has 4"],
     ),
     bad(
         "model is cut short",
@@ -149,16 +164,45 @@ INFERENCE = [
         "model of something else",
         lambda place: torch.save(torch.nn.Linear(2, 2).state_dict(), place.model),
         chain=INFER,
-        spatial_size=32,
-        says=["{model} was not made by this CycleGANTranslator", "missing: generator.stem.0.weight"],
+        says="{model} holds no recipe, so nobody can tell how its images have to be scaled and cut: expected a model",
     ),
     bad(
         "model without its size",
-        lambda place: edit(
-            place.model, lambda saved: saved["trained_size"].zero_()
-        ),  # as scripts/import_weights.py may
+        lambda place: edit_recipe(place.model, lambda recipe: recipe["grid"].update(spatial_size=None)),
+        chain=INFER,  # as scripts/import_weights.py may write it
+        says="{model} does not say at which image size it was trained; pass spatial_size",
+    ),
+    bad(
+        "recipe of another version",
+        lambda place: edit_recipe(place.model, lambda recipe: recipe.update(version=2)),
         chain=INFER,
-        says="checkpoint {model} does not say at which image size it was trained; pass spatial_size",
+        says="the recipe of {model} is of version 2, this project reads version 1; use the version of the project that",
+    ),
+    bad(
+        "recipe that lacks something",
+        lambda place: edit_recipe(place.model, lambda recipe: recipe["grid"].pop("orientation")),
+        chain=INFER,
+        says="the recipe of {model} is not valid: grid: 'orientation' is a required property",
+    ),
+    bad(
+        "recipe that would run code",
+        lambda place: edit_recipe(place.model, lambda recipe: recipe["translator"].update({"class": "os.system"})),
+        chain=INFER,
+        says=["the model names os.system, which is not of this project", "--trusted_modules \"['os']\""],
+    ),
+    bad(
+        "recipe of other networks",
+        lambda place: edit_recipe(
+            place.model, lambda recipe: recipe["networks"]["generator"]["arguments"].update(filters=8)
+        ),
+        chain=INFER,
+        says=["{model} was not made by this CycleGANTranslator", "file has (4, 1, 7, 7), network expects (8, 1, 7, 7)"],
+    ),
+    bad(
+        "style of a model that has none",
+        chain=INFER,
+        style=[0.5] * 8,
+        says="style is no setting of CycleGANTranslator, the translator of {model}",
     ),
     bad("no source", chain=INFER, image="{data}/typo.nii.gz", says="image: {data}/typo.nii.gz does not exist"),
     bad(
@@ -227,6 +271,7 @@ INFERENCE = [
     ),
     bad(
         "slices too small for the network",
+        lambda place: edit_recipe(place.model, lambda recipe: recipe["grid"].update(spatial_size=None)),
         chain=INFER,
         spatial_size=4,
         says="spatial_size must be at least 5 along every axis for ResNetGenerator, got (4, 4)",

@@ -21,11 +21,10 @@ import pipeline.inference.export as export_module
 from pipeline.bundle import first_cause
 from pipeline.inference import Exporter, ExportError, OnnxError, OnnxNetwork
 from pipeline.inference.seal import PLACEHOLDER, SEAL, seal, verify_seal
-from pipeline.models import load_checkpoint
+from pipeline.models import ContradictionError, Model, ModelError, Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "bundles" / "reggan" / "configs"
-TINY = {"network_def#generator#filters": 4, "network_def#generator#residual_blocks": 1}
 FILES = ("model.ts", "model.onnx", "model.pt2")
 SHAPES = [(1, 1, 32, 32), (3, 1, 31, 45), (2, 1, 5, 6)]
 
@@ -40,7 +39,7 @@ def main():
 
 @pytest.fixture(scope="session")
 def settings(dataset_dir):
-    return {**TINY, "image": str(dataset_dir / "images" / "d.nii.gz")}
+    return {"image": str(dataset_dir / "images" / "d.nii.gz")}
 
 
 @pytest.fixture(scope="session")
@@ -93,28 +92,25 @@ def test_exports_say_what_inference_has_to_know(exports, trained_run, name):
     metadata = opened(exports / name)[1]
     bundle = json.loads((CONFIGS / "metadata.json").read_text())
     assert {key: metadata[key] for key in ("name", "version")} == {key: bundle[key] for key in ("name", "version")}
-    assert metadata["target_window"] == load_checkpoint(trained_run / "model.pt")["target_window"].tolist()
-    assert metadata["trained_size"] == [32, 32]
-    assert metadata["source_intensity"] == {"_target_": "transforms.ScaleMRIntensityd", "keys": "image"}
+    assert set(metadata) - {SEAL, "__meta__", "timestamp"} >= {"name", "version", "recipe", "minimum_size"}
+    recipe = Model(trained_run / "model.pt").recipe
+    assert Recipe(metadata["recipe"]).content == recipe.content
+    assert recipe["training"]["epoch"] == 15
     assert metadata["minimum_size"] == 5
-    assert metadata["trained_as"] == "CycleGANTranslator(adversarial, correction, smoothness)"
 
 
 @pytest.fixture(scope="module", params=["unit", "munit", "nicegan"])
-def other_backbone(request, settings, tmp_path_factory):
+def other_backbone(request, settings, dataset_dir, tmp_path_factory):
     """An exporter of untrained weights of another backbone."""
-    folder, chain = (
-        tmp_path_factory.mktemp(request.param),
-        [CONFIGS / "inference.json", CONFIGS / f"{request.param}.json"],
-    )
+    folder = tmp_path_factory.mktemp(request.param)
     parser = ConfigParser()
-    parser.read_config([str(path) for path in chain])
-    parser.update({**settings, "checkpoint": "", "image_size": [32, 32]})
+    parser.read_config([str(CONFIGS / name) for name in ("train.json", f"{request.param}.json")])
+    parser.update({"network_size": "small", "dataset_dir": str(dataset_dir), "spatial_size": [32, 32]})
     torch.manual_seed(0)
     network = parser.get_parsed_content("network_def")
-    network.describe_data((0, 700), (32, 32))
+    parser.get_parsed_content("recipe").travel_with(network)
     torch.save(network.inference_state_dict(), folder / "model.pt")
-    return Exporter(chain, folder / "model.pt", CONFIGS / "metadata.json", settings)
+    return Exporter([CONFIGS / "inference.json"], folder / "model.pt", CONFIGS / "metadata.json", settings)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -160,7 +156,15 @@ def test_command_line_reports_and_refuses(main, exports, trained_run, settings, 
         ([model, str(out), *words], f"{out} exists already"),
         ([model, "model.tensorrt", *words], "must end in .ts, .onnx, .pt2, got 'model.tensorrt'"),
         ([str(tmp_path / "typo.pt"), "model.ts", *words], "typo.pt does not exist"),
-        ([model, "model.ts"], "was not made by this CycleGANTranslator"),
+        (
+            [model, "model.ts", *words, "--set", "network_def#generator#filters=8"],
+            "- network_def#generator#filters: given 8, the model has 4",
+        ),
+        ([model, "model.ts", *words, "--overlays", "unit.json"], "- backbone: given 'unit', the model has 'cyclegan'"),
+        (
+            [str(exports / "model.onnx"), "model.ts", *words],
+            "is an export already; give the model.pt that it was made of",
+        ),
         ([model, "model.ts", "--set", "filters"], "--set expects NAME=VALUE, got 'filters'"),
         ([model, "model.ts", "--overlays", "typo.json"], "config typo.json is neither a file nor in"),
     ):
@@ -188,8 +192,7 @@ def test_an_export_that_differs_is_not_written(exporter, tmp_path, monkeypatch, 
 
 
 def run_onnx(**settings):
-    files = [str(CONFIGS / name) for name in ("inference.json", "onnx.json")]
-    run_bundle(run_id="run", config_file=files, logging_file=False, device="cpu", **settings)
+    run_bundle(run_id="run", config_file=str(CONFIGS / "inference.json"), logging_file=False, device="cpu", **settings)
 
 
 def test_inference_from_the_onnx_file(run_config, exports, trained_run, dataset_dir, tmp_path):
@@ -202,7 +205,7 @@ def test_inference_from_the_onnx_file(run_config, exports, trained_run, dataset_
     run_config("inference.json", image=image, checkpoint=str(model), output_dir=str(tmp_path / "eager"))
     run_onnx(image=image, checkpoint=str(exports / "model.onnx"), output_dir=str(tmp_path / "onnx"))
     eager, result = (nib.load(tmp_path / name / "head_translated.nii.gz") for name in ("eager", "onnx"))
-    low, high = load_checkpoint(model)["target_window"].tolist()
+    low, high = Model(model).recipe.target_window
     assert result.shape == eager.shape == (40, 34, 9)
     np.testing.assert_array_equal(result.affine, eager.affine)
     np.testing.assert_allclose(result.get_fdata(), eager.get_fdata(), atol=1e-4 * (high - low) / 2)
@@ -246,10 +249,36 @@ def with_a_flipped_bit(path, folder):
     (folder / "model.onnx").write_bytes(content)
 
 
-def window_reversed(path, folder):
+def without_recipe(path, folder):
     model = onnx.load(path)
-    (entry,) = [entry for entry in model.metadata_props if entry.key == "target_window"]
-    entry.value = "[5, 1]"
+    [entry] = [entry for entry in model.metadata_props if entry.key == "recipe"]
+    model.metadata_props.remove(entry)
+    save_sealed(model, folder / "model.onnx")
+
+
+def with_recipe(change):
+    def spoil(path, folder):
+        model = onnx.load(path)
+        [entry] = [entry for entry in model.metadata_props if entry.key == "recipe"]
+        recipe = json.loads(entry.value)
+        change(recipe)
+        entry.value = json.dumps(recipe)
+        save_sealed(model, folder / "model.onnx")
+
+    return spoil
+
+
+def with_recipe_text(path, folder):
+    model = onnx.load(path)
+    [entry] = [entry for entry in model.metadata_props if entry.key == "recipe"]
+    entry.value = "{not json"
+    save_sealed(model, folder / "model.onnx")
+
+
+def with_minimum_size(path, folder):
+    model = onnx.load(path)
+    [entry] = [entry for entry in model.metadata_props if entry.key == "minimum_size"]
+    entry.value = "small"
     save_sealed(model, folder / "model.onnx")
 
 
@@ -264,8 +293,18 @@ def window_reversed(path, folder):
         (lambda path, folder: shutil.copy(path.with_name("model.ts"), folder / "model.onnx"), "is no ONNX file"),
         (with_a_flipped_bit, r"model\.onnx is damaged: .* SHA-256"),
         (without_seal, r"model\.onnx has no checksum"),
-        (without_metadata, "was not written by scripts/export.py: .* without .'name', 'version', 'target_window'"),
-        (window_reversed, r"target_window must be \(low, high\) with low < high, got \(5, 1\)"),
+        (without_metadata, "was not written by scripts/export.py: its metadata lacks recipe, minimum_size"),
+        (without_recipe, "was not written by scripts/export.py: its metadata lacks recipe"),
+        (with_minimum_size, r"model\.onnx: minimum_size must be a number, got 'small'"),
+        (with_recipe_text, r"the recipe of .*model\.onnx is no JSON"),
+        (
+            with_recipe(lambda recipe: recipe["target"].update(window=[5, 1])),
+            r"target#window must be \(low, high\) with low < high, got \(5, 1\)",
+        ),
+        (
+            with_recipe(lambda recipe: recipe.update(version=0)),
+            r"model\.onnx is of version 0, this project reads version 1",
+        ),
     ],
 )
 def test_what_is_said_of_bad_onnx_files(exports, dataset_dir, tmp_path, spoil, says):
@@ -274,13 +313,62 @@ def test_what_is_said_of_bad_onnx_files(exports, dataset_dir, tmp_path, spoil, s
     with pytest.raises(RuntimeError) as caught:
         run_onnx(image=image, checkpoint=str(tmp_path / "model.onnx"), output_dir=str(out))
     cause = first_cause(caught.value)
-    assert isinstance(cause, OnnxError)
-    with pytest.raises(OnnxError, match=says):
+    assert isinstance(cause, ModelError)
+    with pytest.raises(ModelError, match=says):
         raise cause
     assert not out.exists()
 
 
 def test_other_names_in_an_onnx_file_are_refused(exports, tmp_path):
     renamed_input(exports / "model.onnx", tmp_path)
-    with pytest.raises(OnnxError, match=r"expected input 'image', output 'pred' and metadata .* got .'x'., .'pred'."):
+    with pytest.raises(OnnxError, match=r"expected input 'image' and output 'pred', got .'x'. and .'pred'."):
         OnnxNetwork(tmp_path / "model.onnx")
+
+
+def test_an_onnx_file_refuses_what_contradicts_it(exports, dataset_dir, tmp_path):
+    settings = {"image": str(dataset_dir / "images" / "d.nii.gz"), "checkpoint": str(exports / "model.onnx")}
+    for given, says in (
+        ({"slice_axis": 0}, "- slice_axis: given 0, the model has 2"),
+        ({"network_def#generator#filters": 8}, "- network_def#generator#filters: given 8, the model has 4"),
+    ):
+        with pytest.raises(RuntimeError) as caught:
+            run_onnx(**settings, **given, output_dir=str(tmp_path / "out"))
+        assert isinstance(first_cause(caught.value), ContradictionError)
+        assert says in str(first_cause(caught.value))
+    with pytest.raises(RuntimeError) as caught:
+        run_onnx(**settings, style=[1, 2], output_dir=str(tmp_path / "out"))
+    assert "model.onnx has its style fixed; give style when it is exported" in str(first_cause(caught.value))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_overlay_looks_for_the_onnx_file_of_the_run(exports, dataset_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.bundle.project_dir", lambda: tmp_path)
+    run = tmp_path / "outputs" / "reggan"
+    run.mkdir(parents=True)
+    shutil.copy(exports / "model.onnx", run)
+    files = [str(CONFIGS / name) for name in ("inference.json", "onnx.json")]
+    image, out = str(dataset_dir / "images" / "d.nii.gz"), str(tmp_path / "out")
+    run_bundle(run_id="run", config_file=files, logging_file=False, device="cpu", image=image, output_dir=out)
+    assert (tmp_path / "out" / "d_translated.nii.gz").is_file()
+
+
+def test_evaluation_of_the_onnx_file(exports, trained_run, dataset_dir, tmp_path):
+    """Its scores are the model's."""
+    for name, checkpoint in (("onnx", exports / "model.onnx"), ("eager", trained_run / "model.pt")):
+        run_bundle(
+            run_id="run",
+            config_file=str(CONFIGS / "evaluate.json"),
+            logging_file=False,
+            device="cpu",
+            checkpoint=str(checkpoint),
+            dataset_dir=str(dataset_dir),
+            output_dir=str(tmp_path / name),
+            tracking_uri="none",
+        )
+    summaries = [
+        json.loads((tmp_path / name / "evaluation" / "summary.json").read_text()) for name in ("onnx", "eager")
+    ]
+    for part in ("slices", "volumes"):
+        first, second = (summary[part].get("over_patients", summary[part]) for summary in summaries)
+        for score in ("psnr", "ssim"):
+            assert first[score]["mean"] == pytest.approx(second[score]["mean"], abs=2e-3)

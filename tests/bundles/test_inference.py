@@ -10,7 +10,9 @@ import pytest
 from monai.transforms import LoadImage
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from pipeline.models import load_checkpoint
+from pipeline.models import Model
+
+from .conftest import run_chain
 
 OBLIQUE = np.array([[1.9, 0.5, 0.2, -11.0], [-0.6, 1.85, -0.5, 23.0], [-0.2, 0.4, 3.9, 5.0], [0.0, 0.0, 0.0, 1.0]])
 # A volume's axes, by where they point.
@@ -41,7 +43,7 @@ def translate(run_config, trained_run, tmp_path):
 
 @pytest.fixture
 def target_window(trained_run):
-    return load_checkpoint(trained_run / "model.pt")["target_window"].tolist()
+    return Model(trained_run / "model.pt").recipe.target_window
 
 
 def reorient(volume, codes):
@@ -103,9 +105,19 @@ def test_oblique_source(translate, source, tmp_path, codes):
 
 
 @pytest.mark.parametrize("slice_axis", [0, 1])
-def test_slices_along_another_axis(translate, source, slice_axis, target_window):
+def test_slices_along_another_axis(translate, source, dataset_dir, tmp_path, slice_axis):
+    """That of the training; the file knows."""
+    run_chain(
+        ["train.json"],
+        dataset_dir=str(dataset_dir),
+        output_dir=str(tmp_path / "run"),
+        slice_axis=slice_axis,
+        min_foreground=0.01,
+    )
+    model = tmp_path / "run" / "model.pt"
+    target_window = Model(model).recipe.target_window
     before = nib.load(source)
-    (result,) = translate(source, slice_axis=slice_axis).values()
+    (result,) = translate(source, checkpoint=str(model)).values()
     assert result.shape == before.shape
     np.testing.assert_allclose(result.affine, before.affine, atol=1e-6)
     assert target_window[0] <= result.get_fdata().min() < result.get_fdata().max() <= target_window[1]
@@ -180,7 +192,7 @@ def test_from_a_checkpoint_with_everything_in_it(translate, trained_run, source)
 
 
 def test_overlay_of_the_paper_stacks(run_config, source, tmp_path):
-    """A network of the paper's kind is trained and used with the same overlay."""
+    """A network of the paper's kind is trained with it, and may be used with it; its size is that of the training."""
     run_config("train.json", "paper.json", noise_level=0)
     run_config(
         "inference.json",

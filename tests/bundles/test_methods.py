@@ -17,7 +17,7 @@ from pipeline.bundle import first_cause
 from pipeline.engines import TranslationTrainer
 from pipeline.methods import BACKBONES, METHODS
 from pipeline.models import load_checkpoint
-from pipeline.translators import decode_signature
+from pipeline.translators import decode_signature, find_translator
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "reggan" / "configs"
 # What the discriminators need, beside what conftest.py sets, to take images of 32x32.
@@ -114,8 +114,9 @@ def test_a_method_trains_resumes_evaluates_and_translates(
 
     source = dataset_dir / "images" / "d.nii.gz"
     settings = {"image": str(source), "checkpoint": str(tmp_path / "run" / "model.pt")}
-    for folder in ("translated", "again"):
-        run_config("inference.json", *method.inference_overlays, **settings, output_dir=str(tmp_path / folder))
+    overlays = {"translated": (), "again": method.inference_overlays}  # the file knows what the overlay says
+    for folder, names in overlays.items():
+        run_config("inference.json", *names, **settings, output_dir=str(tmp_path / folder))
     [result, again] = (nib.load(tmp_path / folder / "d_translated.nii.gz") for folder in ("translated", "again"))
     assert result.shape == nib.load(source).shape
     assert result.affine == pytest.approx(nib.load(source).affine, abs=1e-5)
@@ -129,7 +130,8 @@ def test_a_chain_knows_its_name_and_has_the_weights_of_the_paper(name):
     assert parser.get_parsed_content("method") == name
     assert parser.get_parsed_content("run_name") == name
     assert parser.get_parsed_content("output_dir").endswith(name)
-    weights = parser.get_parsed_content("weights")
+    weights = parser.get_parsed_content("loss_weights")
+    assert weights == parser.get_parsed_content("weights")
     assert {term: weight for term, weight in weights.items() if weight} == expected_weights(name)
 
 
@@ -155,24 +157,28 @@ def test_overlays_stack_in_any_order(backbone):
         assert orders[0][f"network_def#{part}"][1]["filters"] == 64
     assert orders[0]["network_def#registration"][1]["channels"] == [32, 64, 64, 64, 64, 64, 64]
     assert orders[0]["network_def#weights"] == orders[0]["weights"]
+    assert orders[0]["network_def#_target_"] is find_translator(backbone)
     assert orders[0]["method"] == ("cyclegan" if backbone == "cyclegan" else f"{backbone}-c")
 
 
-# What is resumed, evaluated or translated is a RegGAN, the run of ``place``.
+# What is resumed is a RegGAN, the run of ``place``.
 REGGAN = "CycleGANTranslator(adversarial, correction, smoothness)"
 
 
-@pytest.mark.parametrize("last", [None, "evaluate.json", "inference.json"])
+@pytest.mark.parametrize("backbone", BACKBONES[1:])
+def test_a_run_of_another_backbone_is_not_resumed(assert_refused, backbone):
+    says = [f"was trained as {REGGAN}", f"but this config builds {CLASSES[backbone]}("]
+    settings = {**TINY_DISCRIMINATORS[backbone], "resume": True, "max_epochs": 20}
+    assert_refused(["train.json", f"{backbone}.json"], None, settings, says)
+
+
+@pytest.mark.parametrize("last", ["evaluate.json", "inference.json"])
 @pytest.mark.parametrize("backbone", BACKBONES[1:])
 def test_weights_of_another_backbone_are_refused(assert_refused, backbone, last):
-    chain = [last or "train.json", f"{backbone}.json"]
-    if last == "evaluate.json":
-        chain = ["train.json", f"{backbone}.json", last]
-    settings = dict(TINY_DISCRIMINATORS[backbone]) if last != "inference.json" else {}
-    if last is None:
-        settings |= {"resume": True, "max_epochs": 20}
-    ours = CLASSES[backbone] if last else f"{CLASSES[backbone]}("
-    assert_refused(chain, None, settings, [f"was trained as {REGGAN}", f"but this config builds {ours}"])
+    chain = [last, f"{backbone}.json"] if last == "inference.json" else ["train.json", f"{backbone}.json", last]
+    file = "{model}" if last == "inference.json" else "{run}/checkpoints/best.pt"
+    says = [f"recipe of {file};", f"- backbone: given '{backbone}', the model has 'cyclegan'"]
+    assert_refused(chain, None, {}, says)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,11 @@ import nibabel as nib
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.bundle.scripts import run as run_bundle
 
+from pipeline.bundle import first_cause
 from pipeline.methods import MODES
-from pipeline.models import load_checkpoint
+from pipeline.models import Model, ModelError, load_checkpoint
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "reggan" / "configs"
 NETWORKS = '''
@@ -126,7 +128,8 @@ TRANSLATOR = '''
 '''
 OVERLAY = {
     "backbone": "toy",
-    "network_def#_target_": "toy_translator.ToyTranslator",
+    "translator": "toy_translator.ToyTranslator",
+    "trusted_modules": ["toy_translator", "toy_networks"],
     "network_def#generator": {
         "_target_": "toy_networks.ToyGenerator",
         "_mode_": "callable",
@@ -179,14 +182,65 @@ def test_it_trains_resumes_evaluates_and_translates_in_every_mode(run_config, da
     assert written == {"generator"}
 
     run_config(*chain, "evaluate.json")
-    summary = json.loads((tmp_path / "run" / "evaluation" / "summary.json").read_text())
+    written = tmp_path / "run" / "evaluation" / "summary.json"
+    summary = json.loads(written.read_text())
     assert math.isfinite(summary["slices"]["psnr"]["mean"])
+    assert math.isfinite(summary["volumes"]["over_patients"]["psnr"]["mean"])
+    written.unlink()
+    best = str(tmp_path / "run" / "checkpoints" / "best.pt")
+    run_alone("evaluate.json", checkpoint=best, trusted_modules=[*MODULES], tracking_uri="none")
+    assert json.loads(written.read_text()) == summary
 
-    source, folder = dataset_dir / "images" / "d.nii.gz", tmp_path / "translated"
-    model = str(tmp_path / "run" / "model.pt")
-    run_config("inference.json", toy, image=str(source), checkpoint=model, output_dir=str(folder))
-    assert nib.load(folder / "d_translated.nii.gz").shape == nib.load(source).shape
+    source = dataset_dir / "images" / "d.nii.gz"
+    use = {"image": str(source), "checkpoint": str(tmp_path / "run" / "model.pt")}
+    run_config("inference.json", toy, **use, output_dir=str(tmp_path / "with_overlay"))
+    run_alone("inference.json", **use, trusted_modules=[*MODULES], output_dir=str(tmp_path / "alone"))
+    first, second = (nib.load(tmp_path / name / "d_translated.nii.gz") for name in ("with_overlay", "alone"))
+    assert first.shape == nib.load(source).shape
+    assert (first.get_fdata() == second.get_fdata()).all()
     assert "prediction" in capsys.readouterr().out
+
+
+def run_alone(name, **settings):
+    """A config of the bundle with these settings and no others."""
+    run_bundle(run_id="run", config_file=str(CONFIGS / name), logging_file=False, device="cpu", **settings)
+
+
+def test_a_training_goes_on_from_it(run_config, tmp_path, toy):
+    """Its name, networks and weights are the model's; the overlay is there for its modules."""
+    run_config("train.json", toy)
+    settings = {"start_from": str(tmp_path / "run" / "model.pt"), "output_dir": str(tmp_path / "second")}
+    run_config("train.json", **settings, trusted_modules=[*MODULES])
+    first, second = (Model(tmp_path / name / "model.pt", MODULES).recipe for name in ("run", "second"))
+    assert second["backbone"] == "toy"
+    for entry in ("translator", "networks", "weights", "grid", "method"):
+        assert second[entry] == first[entry]
+    assert second["weights"]["brightness"] == 2
+
+
+def test_a_file_does_not_decide_what_is_imported(run_config, dataset_dir, tmp_path, toy):
+    """Who uses the model has to name the modules; what is refused says how."""
+    run_config("train.json", toy, "no_registration.json")
+    uses = {
+        "inference.json": {"image": str(dataset_dir / "images" / "d.nii.gz"), "output_dir": str(tmp_path / "out")},
+        "evaluate.json": {"tracking_uri": "none"},
+        "train.json": {"dataset_dir": str(dataset_dir), "output_dir": str(tmp_path / "out")},
+    }
+    for name, settings in uses.items():
+        key = "start_from" if name == "train.json" else "checkpoint"
+        settings[key] = str(tmp_path / "run" / "model.pt")
+        for trusted, module in (([], "toy_translator"), (["toy_translator"], "toy_networks")):
+            for imported in MODULES:
+                sys.modules.pop(imported, None)
+            with pytest.raises((RuntimeError, ValueError)) as caught:
+                run_alone(name, **settings, trusted_modules=trusted)
+            cause = first_cause(caught.value)
+            assert isinstance(cause, ModelError)
+            assert f"the model names {module}." in str(cause)
+            assert f"name its modules yourself: --trusted_modules \"['{module}']\"" in str(cause)
+            assert module not in sys.modules
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "run" / "evaluation").exists()
 
 
 def test_its_runs_are_named_after_it(toy):

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from pipeline.handlers import PictureHandler
-from pipeline.models import load_checkpoint
+from pipeline.models import Model, load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "bundles" / "reggan" / "configs"
@@ -89,8 +89,10 @@ def test_fewer_epochs_than_the_default_need_no_other_setting(run_config, tmp_pat
 @pytest.mark.parametrize("name", ["scaled.json", "mr_to_ct.json"])
 def test_intensity_overlays_fix_the_window(run_config, tmp_path, name):
     run_config("train.json", name)
-    window = load_checkpoint(tmp_path / "run" / "model.pt")["target_window"].tolist()
-    assert window == {"scaled.json": [-1, 1], "mr_to_ct.json": [-1000, 2000]}[name]
+    recipe = Model(tmp_path / "run" / "model.pt").recipe
+    window = {"scaled.json": (-1, 1), "mr_to_ct.json": (-1000, 2000)}[name]
+    assert recipe.target_window == window
+    assert recipe["target"]["scaling"] == {"class": "transforms.ScaleCTIntensityd", "arguments": {"window": [*window]}}
 
 
 @pytest.mark.parametrize(("name", "kind"), [("train.json", "train"), ("inference.json", "infer")])
@@ -268,10 +270,10 @@ def test_augmentation_reaches_training_alone(dataset_dir, tmp_path):
             name: torch.stack([item[key] for item in dataset for key in ("image", "label")])
             for name, dataset in {**sets, "training": part("train#dataset")}.items()
         }
-        return images, part("network").target_window
+        return images, part("network").recipe["target"]["window"]
 
     (plain, window), (augmented, augmented_window) = seen(), seen("augmentation.json")
-    assert torch.equal(window, augmented_window)
+    assert window == augmented_window
     for name in ("pictures", "validation"):
         assert torch.equal(augmented[name], plain[name])
     assert not torch.equal(augmented["training"], plain["training"])

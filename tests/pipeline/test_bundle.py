@@ -47,6 +47,7 @@ def test_bad_spatial_size(value):
 
 def test_values_go_by_the_size_of_the_networks():
     assert by_size("paper", small=16, paper=64) == 64
+    assert by_size(None, small=16, paper=64) is None  # nothing is asked for
     with pytest.raises(ValueError, match=r"network_size must be one of \['paper', 'small'\], got 'large'"):
         by_size("large", small=16, paper=64)
 
@@ -98,6 +99,24 @@ def test_misspelt_knob_is_named(tmp_path):
         parser.get_parsed_content("folder")
     assert "unknown knob 'nosie_level': did you mean 'noise_level'?" in str(caught.value.__cause__)
     assert not (tmp_path / "run").exists()
+
+
+def test_settings_that_a_part_looks_up_count_as_knobs():
+    config = {
+        "imports": ["$import pipeline.bundle"],
+        "spatial_dims": 2,
+        "used": "$@spatial_dims + 1",
+        "spatial_size": 32,
+        "plain": "$pipeline.bundle.check_names()",
+        "reading": "$pipeline.bundle.check_names(['spatial_size', 'backbone'])",
+    }
+    with pytest.raises(RuntimeError) as caught:
+        parse(config).get_parsed_content("plain")
+    assert "unknown knob 'spatial_size': did you mean 'spatial_dims'?" in str(caught.value.__cause__)
+    assert parse(config).get_parsed_content("reading") is None
+    with pytest.raises(RuntimeError) as caught:
+        parse({**config, "backbon": "unit"}).get_parsed_content("reading")
+    assert "unknown knob 'backbon': did you mean 'backbone'?" in str(caught.value.__cause__)
 
 
 def test_an_earlier_run_is_set_aside_whole(tmp_path):

@@ -167,6 +167,51 @@ def test_slice_names_may_repeat_between_lists(tmp_path):
     assert patients_of(load_cases(tmp_path))["validation"] == ["val/0"]
 
 
+def test_a_test_list_alone_will_do_where_no_other_is_needed(tmp_path):
+    volume_folders(tmp_path / "folders", Ts="p1 p2")
+    write_json(tmp_path / "json", {"test": [entry(tmp_path / "json", "p1")]})
+    slice_folders(tmp_path / "slices", test="p1_0 p2_0")
+    for name in ("folders", "json", "slices"):
+        cases = load_cases(tmp_path / name, needed=("test",))
+        assert cases["test"]
+        assert not cases["training"]
+        assert not cases["validation"]
+        assert len(cases.digest) == 64
+        with pytest.raises(DataError):
+            load_cases(tmp_path / name)
+        with pytest.raises(DataError, match="test"):
+            load_cases(tmp_path / name, needed=("training", "test"))
+
+
+def test_no_patient_moves_to_a_validation_list_that_is_not_needed(tmp_path):
+    volume_folders(tmp_path, Tr="p1 p2 p3", Ts="p4")
+    cases = load_cases(tmp_path, needed=("test",))
+    assert [len(cases[split]) for split in ("training", "validation", "test")] == [3, 0, 1]
+    with pytest.raises(DataError, match="validation"):
+        load_cases(tmp_path, needed=("training", "test")).require("validation")
+
+
+@pytest.mark.parametrize(
+    ("said", "names"),
+    [
+        (None, {}),
+        ("MR", {}),
+        ({"0": "T1"}, {"source": "T1"}),
+        ({"image": "T1", "label": "T2"}, {"source": "T1", "target": "T2"}),
+        ({"source": "MR", "target": "CT", "0": "x"}, {"source": "MR", "target": "CT"}),
+        ({"0": "", "target": "CT"}, {"target": "CT"}),
+    ],
+)
+def test_names_of_the_modalities(tmp_path, said, names):
+    more = {} if said is None else {"modality": said}
+    write_json(tmp_path, {"training": [entry(tmp_path, "p1"), entry(tmp_path, "p2")], **more})
+    cases = load_cases(tmp_path)
+    assert cases.modalities == names
+    assert cases.modalities_or() == {"source": names.get("source"), "target": names.get("target")}
+    assert cases.modalities_or("PD", None)["source"] == "PD"
+    assert Cases({}).modalities_or(None, "CT") == {"source": None, "target": "CT"}
+
+
 def test_validation_takes_whole_patients(tmp_path):
     stems = " ".join(f"p{patient}_{index}" for patient in range(5) for index in range(3))
     slice_folders(tmp_path, train=stems)

@@ -13,7 +13,14 @@ from monai.data import DataLoader
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, RandFlipd, RandScaleIntensityd
 
 from pipeline.data import SliceDataset
-from transforms import ResampleInPlaned, ScaleCTIntensityd, ScaleMRIntensityd, ToVolumed, extract_slices
+from transforms import (
+    DescribeVolumed,
+    ResampleInPlaned,
+    ScaleCTIntensityd,
+    ScaleMRIntensityd,
+    ToVolumed,
+    extract_slices,
+)
 
 KEYS = ("image", "label")
 Item = dict[str, str]
@@ -104,6 +111,21 @@ def test_numpy_slices_are_volumes_of_one_slice(make_pair):
     assert len(dataset) == 2
     assert dataset[1]["slice"] == 0
     assert dataset[1]["image"].shape == (1, 16, 16)
+
+
+def test_volumes_are_described_where_the_transform_does_so(make_pair):
+    items = [{**make_pair("a"), "case": "p1"}, {**make_pair("b", scale=50), "case": "p1"}, make_pair("c")]
+    plain = SliceDataset(items, preprocessing())
+    assert plain.descriptions == [None, None, None]
+    assert (plain.patients, plain.channels) == (2, 1)
+    chain = preprocessing().transforms
+    described = SliceDataset(items, Compose([*chain[:2], DescribeVolumed(KEYS), *chain[2:]]))
+    assert [pair["image"]["field_of_view"] for pair in described.descriptions] == [[20, 16, 6]] * 3
+    highs = [pair["label"]["high"] for pair in described.descriptions]
+    assert 90 < highs[0] <= 100
+    assert 45 < highs[1] <= 50
+    half = SliceDataset(items[:1], Compose([*chain[:2], DescribeVolumed("image"), *chain[2:]]))
+    assert half.descriptions == [None]
 
 
 def test_target_window_is_the_median_of_the_labels(make_pair):

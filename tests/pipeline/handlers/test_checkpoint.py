@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,30 +10,35 @@ from monai.data import DataLoader, Dataset
 from torch.utils.data import DistributedSampler
 
 from pipeline.engines import PrepareBatch, TranslationTrainer, linear_decay
-from pipeline.handlers.checkpoint import (
-    CheckpointError,
-    CheckpointHandler,
-    load_baselines,
-    load_checkpoint,
-    load_network,
-    trained_size,
-)
+from pipeline.handlers.checkpoint import CheckpointHandler
 from pipeline.handlers.seeding import EpochSeed
-from pipeline.networks import RegistrationNet, ResNetGenerator
-from pipeline.translators import CycleGANTranslator
+from pipeline.models import CheckpointError, Model, Recipe, load_checkpoint
 from transforms import RandDeformationNoised
 
 WEIGHTS = {"adversarial": 1.0, "correction": 20.0, "smoothness": 10.0}
 
 
-def make_run(make_translator, folder, *, resume=False, max_epochs=4, num_workers=0, size=6, seed=3, epoch_length=None):
+def make_run(
+    make_translator,
+    folder,
+    *,
+    recipe=None,
+    evaluator=None,
+    resume=False,
+    max_epochs=4,
+    num_workers=0,
+    size=6,
+    seed=3,
+    epoch_length=None,
+):
     torch.manual_seed(0)
     pairs = [{"image": torch.rand(1, 32, 32) * 2 - 1, "label": torch.rand(1, 32, 32) * 2 - 1} for _ in range(size)]
     data = Dataset(pairs)
     sampler = DistributedSampler(data, num_replicas=1, rank=0, seed=seed)
     loader = DataLoader(data, batch_size=2, sampler=sampler, num_workers=num_workers, generator=torch.Generator())
     translator = make_translator()
-    translator.describe_data((0.0, 1000.0), (32, 32))
+    if recipe is not None:
+        Recipe(recipe).travel_with(translator)
     g = torch.optim.Adam(translator.generator_parameters(), lr=1e-3)
     d = torch.optim.Adam(translator.discriminator_parameters(), lr=1e-3)
     noise = RandDeformationNoised(keys=("image", "label"), level=3)
@@ -41,6 +46,7 @@ def make_run(make_translator, folder, *, resume=False, max_epochs=4, num_workers
         folder,
         translator,
         {"generator_optimizer": g, "discriminator_optimizer": d, "schedule": linear_decay(g, 4, 2), "nothing": None},
+        evaluator=evaluator,
         resume=resume,
     )
     trainer = TranslationTrainer(
@@ -93,14 +99,26 @@ def test_resuming_a_finished_run_changes_nothing(make_translator, tmp_path, asse
     assert_same(before["network"], dict(translator.state_dict()))
 
 
-def test_model_file_is_what_inference_loads(make_translator, tmp_path):
-    trainer, translator = make_run(make_translator, tmp_path, max_epochs=1)
+def test_model_file_is_what_inference_loads(make_translator, make_recipe, tmp_path):
+    trainer, translator = make_run(make_translator, tmp_path, max_epochs=2, recipe=make_recipe())
     trainer.run()
     source = torch.rand(1, 1, 32, 32)
     for name in ("model.pt", "checkpoints/best.pt", "checkpoints/last.pt"):
-        served = load_network(make_translator({}, seed=9), tmp_path / name)
-        assert torch.equal(served(source), translator(source)), name
-    assert trained_size(tmp_path / "model.pt") == [32, 32]
+        model = Model(tmp_path / name)
+        assert torch.equal(model.build()(source), translator(source)), name
+        assert model.recipe.spatial_size == (32, 32)
+        assert (model.recipe["training"]["epoch"], model.recipe["training"]["iteration"]) == (2, 6)
+
+
+def test_each_file_says_which_epoch_it_is_of(make_translator, make_recipe, tmp_path):
+    """Also where the best is not the last."""
+    evaluator = SimpleNamespace(state=SimpleNamespace(best_metric_epoch=2, best_metric=1.0, metrics={}))
+    make_run(make_translator, tmp_path, max_epochs=3, recipe=make_recipe(), evaluator=evaluator)[0].run()
+    epochs = {}
+    for name in ("model.pt", "checkpoints/best.pt", "checkpoints/last.pt"):
+        training = Model(tmp_path / name).recipe["training"]
+        epochs[name] = training["epoch"], training["iteration"]
+    assert epochs == {"model.pt": (2, 6), "checkpoints/best.pt": (2, 6), "checkpoints/last.pt": (3, 9)}
 
 
 def test_leftovers_of_a_killed_writer_are_removed(make_translator, tmp_path):
@@ -108,11 +126,6 @@ def test_leftovers_of_a_killed_writer_are_removed(make_translator, tmp_path):
     (tmp_path / "checkpoints" / "tmpabc").write_bytes(b"half")
     make_run(make_translator, tmp_path, max_epochs=1)[0].run()
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
-
-
-def test_missing_file_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"none\.pt does not exist"):
-        load_checkpoint(tmp_path / "none.pt")
 
 
 def test_truncated_file_is_named(make_translator, tmp_path):
@@ -123,56 +136,23 @@ def test_truncated_file_is_named(make_translator, tmp_path):
         make_run(make_translator, tmp_path, resume=True)[0].run()
 
 
-def test_pickled_module_is_refused(tmp_path):
-    torch.save(torch.nn.Linear(1, 1), tmp_path / "module.pt")
-    with pytest.raises(CheckpointError, match="objects other than tensors"):
-        load_checkpoint(tmp_path / "module.pt")
-
-
-def test_other_content_is_refused(tmp_path):
-    torch.save(torch.zeros(3), tmp_path / "tensor.pt")
-    with pytest.raises(CheckpointError, match="holds a Tensor, expected a dictionary"):
-        load_checkpoint(tmp_path / "tensor.pt")
-
-
-def test_other_widths_are_refused_naming_tensors(make_translator, tmp_path):
-    make_run(make_translator, tmp_path, max_epochs=1)[0].run()
-    wider = CycleGANTranslator({}, generator=partial(ResNetGenerator, filters=8, residual_blocks=1))
-    with pytest.raises(CheckpointError, match=r"generator\..*: file has \(4, .*network expects \(8, "):
-        load_network(wider, tmp_path / "model.pt")
-
-
-def test_checkpoint_of_another_mode_is_refused(make_translator, tmp_path):
-    make_run(make_translator, tmp_path, max_epochs=1)[0].run()
-    with pytest.raises(
-        CheckpointError, match=r"as \w+\(adversarial, correction, smoothness\), .* builds \w+\(adversarial\)"
-    ):
-        load_network(make_translator({"adversarial": 1.0}), tmp_path / "checkpoints" / "last.pt")
-
-
-def test_registration_is_loaded_beside_where_the_file_has_it(make_translator, tmp_path):
-    _, trained = run = make_run(make_translator, tmp_path, max_epochs=1)
-    run[0].run()
-    build = partial(RegistrationNet, channels=(4, 4))
-    served = load_network(make_translator({}, seed=9), tmp_path / "checkpoints" / "best.pt", build)
-    assert {name for name, _ in served.named_children()} >= {"generator", "registration"}
-    assert getattr(served, "discriminator", None) is None
-    pair = torch.rand(2, 1, 1, 32, 32)
-    with torch.no_grad():
-        assert torch.equal(served.register(*pair)[1], trained.register(*pair)[1])
-        assert torch.equal(served(pair[0]), trained(pair[0]))
-    assert load_network(make_translator({}), tmp_path / "checkpoints" / "best.pt").registration is None
-    assert load_network(make_translator({}), tmp_path / "model.pt", build).registration is None
-    with pytest.raises(CheckpointError, match=r"registration\..*: file has \(4, .*network expects \(8, "):
-        load_network(
-            make_translator({}), tmp_path / "checkpoints" / "best.pt", partial(RegistrationNet, channels=(8, 8))
-        )
-
-
 def test_other_amount_of_data_is_refused(make_translator, tmp_path):
     make_run(make_translator, tmp_path, max_epochs=1)[0].run()
     with pytest.raises(CheckpointError, match="3 iterations per epoch, now there are 4"):
         make_run(make_translator, tmp_path, resume=True, size=8)[0].run()
+
+
+def test_checkpoint_of_another_mode_is_refused(make_translator, make_recipe, tmp_path):
+    for recipe in (None, make_recipe()):
+        make_run(make_translator, tmp_path, max_epochs=1, recipe=recipe)[0].run()
+        trainer, _ = make_run(make_translator, tmp_path / "other", max_epochs=1)
+        trainer.run()
+        with pytest.raises(
+            CheckpointError, match=r"as \w+\(adversarial, correction, smoothness\), .* builds \w+\(adversarial\)"
+        ):
+            CheckpointHandler(tmp_path, make_translator({"adversarial": 1.0}), {}).restore(
+                trainer, tmp_path / "checkpoints" / "last.pt"
+            )
 
 
 def test_model_file_has_no_run_to_resume(make_translator, tmp_path):
@@ -183,17 +163,6 @@ def test_model_file_has_no_run_to_resume(make_translator, tmp_path):
         CheckpointHandler(tmp_path, make_translator(), {"generator_optimizer": trainer.generator_optimizer}).restore(
             trainer, tmp_path / "model.pt"
         )
-
-
-def test_size_is_asked_for_where_the_file_does_not_say(make_translator, tmp_path):
-    torch.save(make_translator({}).state_dict(), tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match="does not say at which image size"):
-        trained_size(tmp_path / "model.pt")
-
-
-def test_baseline_without_an_intensity_map_is_left_out(make_translator, tmp_path):
-    torch.save(make_translator({}).state_dict(), tmp_path / "model.pt")
-    assert set(load_baselines(tmp_path / "model.pt")) == {"source"}
 
 
 def test_interval_must_be_positive(make_translator, tmp_path):

@@ -35,13 +35,20 @@ METRICS = {
 CASES = [("a", 3), ("a", 4), ("b", 7)]
 
 
-def evaluate(output_dir: Path, details: dict[str, torch.Tensor], cases: list[tuple[str, int]] = CASES) -> None:
+def evaluate(
+    output_dir: Path,
+    details: dict[str, torch.Tensor],
+    cases: list[tuple[str, int]] = CASES,
+    volumes: list[dict[str, object]] | None = None,
+) -> None:
     engine = Engine(lambda engine, batch: None)
     CaseTable(output_dir).attach(engine)
 
     @engine.on(Events.EPOCH_COMPLETED)
     def finish(engine: Engine) -> None:
         engine.state.metric_details, engine.state.case_ids = details, cases
+        if volumes is not None:
+            engine.state.volumes = volumes
 
     engine.run([0])
 
@@ -158,6 +165,49 @@ def test_values_that_are_not_finite_stay_in_the_csv_and_are_noted_in_the_summary
 def test_statistics_of_nothing_are_null():
     summary = summarise(["a"], {"psnr": torch.tensor([math.inf]).numpy()})
     assert summary["slices"]["psnr"] == {"mean": None, "std": None, "median": None, "count": 0}
+
+
+VOLUMES = [
+    {"case": "a", "volume": "a1", "mae": 10.0, "psnr": 20.0, "source_psnr": 10.0},
+    {"case": "a", "volume": "a2", "mae": 20.0, "psnr": 22.0, "source_psnr": 11.0},
+    {"case": "b", "volume": "b1", "mae": 30.0, "psnr": math.inf, "source_psnr": 12.0},
+]
+
+
+def test_whole_volumes_have_a_table_of_their_own(tmp_path):
+    """Where each patient counts once, however many volumes there are of it."""
+    evaluate(tmp_path, {"psnr": torch.tensor([20.0, 22.0, 30.0])}, volumes=VOLUMES)
+    rows = read_csv(tmp_path / "volumes.csv")
+    assert list(rows[0]) == ["case", "volume", "mae", "psnr", "source_psnr"]
+    assert [(row["case"], row["volume"], row["psnr"]) for row in rows] == [
+        ("a", "a1", "20"),
+        ("a", "a2", "22"),
+        ("b", "b1", "inf"),
+    ]
+    text = (tmp_path / "summary.json").read_text()
+    summary = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    volumes = summary["volumes"]
+    assert volumes["patients"] == {
+        "a": {"volumes": 2, "mae": 15, "psnr": 21, "source_psnr": 10.5},
+        "b": {"volumes": 1, "mae": 30, "psnr": None, "source_psnr": 12},
+    }
+    assert volumes["over_patients"]["mae"] == pytest.approx(
+        {"mean": 22.5, "std": math.sqrt(112.5), "median": 22.5, "count": 2}
+    )
+    assert volumes["over_patients"]["psnr"] == {"mean": 21, "std": None, "median": 21, "count": 1}
+    assert any(note.startswith("volumes: psnr: 1 of 3 values are not finite") for note in summary["notes"])
+    page = (tmp_path / "summary.md").read_text()
+    assert page.index("## Whole volumes") < page.index("## Over slices")
+    assert "Volumes: 3. Patients: 2, each counting once." in page
+    assert "| prediction | 22.50 ± 10.61 | - | 21.00 | - |" in page
+    assert "| a | 2 | 15.00 | - | 21.00 | - |" in page
+
+
+def test_without_whole_volumes_there_is_no_table_of_them(tmp_path):
+    evaluate(tmp_path, {"psnr": torch.tensor([20.0, 22.0, 30.0])})
+    assert not (tmp_path / "volumes.csv").exists()
+    assert "volumes" not in json.loads((tmp_path / "summary.json").read_text())
+    assert "Whole volumes" not in (tmp_path / "summary.md").read_text()
 
 
 def test_wrong_number_of_values_is_refused(tmp_path):

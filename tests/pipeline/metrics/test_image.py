@@ -164,3 +164,47 @@ def test_ssim_window():
     pred, target = make_pair((1, 1, 20, 20))
     expected = structural_similarity(target[0, 0].numpy(), pred[0, 0].numpy(), win_size=11, data_range=2)
     assert ssim(pred, target, data_range=2, window=11).item() == pytest.approx(expected, abs=1e-5)
+
+
+def by_hand(pred, target, windows, data_range=2.0):
+    """The mean over all windows, each on its own, after equation 13 of Wang et al."""
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    x, y = (np.lib.stride_tricks.sliding_window_view(image, windows) for image in (pred, target))
+    x, y = (views.reshape(-1, math.prod(windows)).astype(np.float64) for views in (x, y))
+    values = []
+    for one, other in zip(x, y, strict=True):
+        covariance = np.cov(one, other)
+        luminance = (2 * one.mean() * other.mean() + c1) / (one.mean() ** 2 + other.mean() ** 2 + c1)
+        values.append(luminance * (2 * covariance[0, 1] + c2) / (covariance[0, 0] + covariance[1, 1] + c2))
+    return np.mean(values)
+
+
+@pytest.mark.parametrize(
+    ("shape", "windows"), [((12, 9), (7, 3)), ((9, 8, 3), (7, 7, 3)), ((9, 8, 2), (7, 5, 1)), ((8, 7, 6), (3, 5, 5))]
+)
+def test_ssim_windows_may_differ_between_the_axes(shape, windows):
+    pred, target = make_pair((1, 1, *shape))
+    expected = by_hand(pred[0, 0].numpy(), target[0, 0].numpy(), windows)
+    assert ssim(pred, target, data_range=2, window=windows).item() == pytest.approx(expected, abs=1e-5)
+    assert ssim(target, target, data_range=2, window=list(windows)).item() == pytest.approx(1)
+
+
+def test_ssim_of_slices_is_that_of_the_volume_where_the_window_is_one_slice_thick():
+    pred, target = make_pair((1, 1, 12, 11, 4))
+    mask = torch.rand(pred.shape, generator=torch.Generator().manual_seed(0)) > 0.3
+    slices = [image.movedim(4, 0).flatten(1, 2) for image in (pred, target, mask)]
+    whole = ssim(pred, target, data_range=2, window=(7, 7, 1))
+    assert whole.item() == pytest.approx(ssim(*slices[:2], data_range=2).mean().item(), abs=1e-6)
+    inner = slices[2][:, :, 3:-3, 3:-3].flatten(1).sum(1)
+    each = ssim(*slices[:2], data_range=2, mask=slices[2])
+    expected = ((each * inner).sum() / inner.sum()).item()
+    assert ssim(pred, target, data_range=2, mask=mask, window=(7, 7, 1)).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("window", [(7, 7, 7), (7,), (7, 4), (1, 1), (7, 0), (7, -1)])
+def test_ssim_refuses_windows_that_fit_no_axis(window):
+    image = torch.zeros(1, 1, 16, 16)
+    with pytest.raises(ValueError, match="window must be odd and at least 3, got "):
+        ssim(image, image, data_range=2, window=window)
+    with pytest.raises(ValueError, match=r"at least \(7, 17\) voxels along every axis, got \(16, 16\)"):
+        ssim(image, image, data_range=2, window=(7, 17))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ from monai.networks.blocks import Warp
 
 from pipeline.engines import TranslationTrainer
 from pipeline.networks import PatchDiscriminator, RegistrationNet, ResNetGenerator
-from pipeline.translators import CycleGANTranslator
+from pipeline.translators import CycleGANTranslator, decode_recipe, decode_signature, find_translator
 
 REGGAN = {"adversarial": 1.0, "correction": 20.0, "smoothness": 10.0}
 
@@ -61,13 +62,65 @@ def test_every_parameter_belongs_to_one_optimiser(make_translator):
 
 
 def test_inference_state_loads_into_a_translator_without_weights(make_translator, batch):
+    """And brings along what is known of how it was made, unless that translator knows for itself."""
     trained = make_translator()
-    trained.describe_data((0.0, 900.0), (32, 32))
+    trained.recipe = {"target": {"window": [0.0, 900.0]}, "method": "é"}
     served = make_translator({}, seed=5)
     served.load_state_dict(trained.inference_state_dict())
     torch.testing.assert_close(served(batch["image"]), trained(batch["image"]))
-    assert served.target_window.tolist() == [0.0, 900.0]
-    assert served.trained_size.tolist() == [32, 32, 0]
+    assert served.recipe == trained.recipe
+    knowing = make_translator({}, seed=5)
+    knowing.recipe = {"method": "own"}
+    knowing.load_state_dict(trained.inference_state_dict())
+    assert knowing.recipe == {"method": "own"}
+
+
+def test_what_the_weights_belong_to_is_told_with_a_recipe_and_without(make_translator, make_recipe):
+    trained = make_translator()
+    signature = "CycleGANTranslator(adversarial, correction, smoothness)"
+    assert decode_signature(trained.get_extra_state()) == trained.signature == signature
+    assert decode_recipe(trained.get_extra_state()) is None
+    trained.recipe = make_recipe()
+    assert decode_signature(trained.get_extra_state()) == signature
+    assert decode_recipe(trained.get_extra_state()) == make_recipe()
+    served = make_translator({})
+    served.load_state_dict(trained.inference_state_dict())
+    assert served.signature == signature
+    bare = make_recipe(training={"origin": "imported"})
+    bare["weights"] = {}
+    trained.recipe = bare
+    assert decode_signature(trained.get_extra_state()) == "CycleGANTranslator(imported)"
+
+
+def test_arguments_are_kept_by_name(make_translator):
+    translator = make_translator()
+    assert set(translator.arguments) == {"weights", "generator", "discriminator", "registration"}
+    assert translator.arguments["weights"] == REGGAN
+    assert copy.deepcopy(translator).arguments.keys() == translator.arguments.keys()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'depth'"):
+        CycleGANTranslator({}, depth=3)
+
+
+@pytest.mark.parametrize("name", ["cyclegan", "pipeline.translators.CycleGANTranslator"])
+def test_a_translator_is_found_by_name_or_path(name):
+    assert find_translator(name) is CycleGANTranslator
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (
+            "cyclegen",
+            "backbone must be one of cyclegan, unit, munit, nicegan, or the path of a class .*, got 'cyclegen'",
+        ),
+        ("nowhere.Translator", "backbone: 'nowhere.Translator' cannot be imported"),
+        ("pipeline.translators.Nothing", "backbone: 'pipeline.translators.Nothing' cannot be imported"),
+        ("torch.nn.Linear", "the path of a class derived from Translator, got 'torch.nn.Linear'"),
+    ],
+)
+def test_other_names_are_refused(name, says):
+    with pytest.raises(ValueError, match=says):
+        find_translator(name)
 
 
 def test_registration_is_refused_without_a_network(make_translator, batch):
@@ -75,22 +128,13 @@ def test_registration_is_refused_without_a_network(make_translator, batch):
         make_translator({"adversarial": 1}).register(batch["image"], batch["label"])
 
 
-@pytest.mark.parametrize("window", [(1.0, 1.0), (5.0, 0.0), (0.0, float("nan"))])
-def test_bad_target_window_is_refused(make_translator, window):
-    with pytest.raises(ValueError, match="low < high"):
-        make_translator({}).describe_data(window, (32, 32))
-
-
 @pytest.mark.parametrize("weights", [{}, {"adversarial": 1, "correction": 20, "cycle": 10}])
 def test_scripting_keeps_what_inference_uses(make_translator, weights):
     """As MONAI's ckpt_export does it; losses and the other networks cannot be scripted, and need not be."""
     translator = make_translator(weights).eval()
-    translator.describe_data((0, 700), (32, 32))
     scripted = torch.jit.script(translator)
     images = torch.rand(3, 1, 33, 46)
     torch.testing.assert_close(scripted(images), translator(images))
-    assert scripted.target_window.tolist() == [0, 700]
-    assert scripted.trained_size.tolist() == [32, 32, 0]
 
 
 MODES = {
@@ -222,7 +266,7 @@ def test_every_parameter_of_the_generators_learns(make_translator, batch, weight
 def test_every_mode_is_used_alike(make_translator, batch, weights, built):
     trained = make_translator(weights)
     state = trained.inference_state_dict()
-    assert {name.split(".")[0] for name in state} == {"generator", "target_window", "trained_size", "_extra_state"}
+    assert {name.split(".")[0] for name in state} == {"generator", "_extra_state"}
     served = make_translator({}, seed=7)
     served.load_state_dict(state)
     torch.testing.assert_close(served(batch["image"]), trained(batch["image"]))
