@@ -17,8 +17,9 @@ from monailabel.utils.others.generic import name_to_device
 
 from pipeline.bundle import check_image_size
 from pipeline.bundle import device as torch_device
-from pipeline.handlers import load_network
+from pipeline.inference.comparison import DIFFERENCES_KEY
 from pipeline.inference.volumes import OUTPUT_SUFFIXES
+from pipeline.models import Recipe, file_digest
 
 WEIGHTS = Path("models") / "model.pt"
 """Where a bundle keeps the weights of its network."""
@@ -60,20 +61,50 @@ def result_suffix(asked: str | None, source: str) -> str:
     return next((suffix for suffix in OUTPUT_SUFFIXES if source.endswith(suffix)), OUTPUT_SUFFIXES[0])
 
 
+def describe_model(recipe: Recipe, sha256: str) -> dict[str, Any]:
+    """What a client is told of the model behind a translation.
+
+    Args:
+        recipe: of the model.
+        sha256: of the model file, in hexadecimal.
+
+    Returns:
+        ``method``, ``backbone``, ``source_modality`` and ``target_modality`` (None where the model does not know),
+        ``target_window`` (physical values that the prediction lies between), ``data_range`` (width of that window) and
+        ``sha256``.
+    """
+    return {
+        "method": recipe["method"],
+        "backbone": recipe["backbone"],
+        "source_modality": recipe["source"]["modality"],
+        "target_modality": recipe["target"]["modality"],
+        "target_window": list(recipe.target_window),
+        "data_range": recipe.data_range,
+        "sha256": sha256,
+    }
+
+
 class TranslationTask(BundleInferTask):
     """MONAI Label's bundle task, for a bundle whose result is an image and not a segmentation.
 
-    The weights are loaded strictly, into the network that the config's other parts refer to, and again whenever their
-    file has changed. The result is written in float32 with the source's affine, whatever data type a client asks for.
+    The bundle's `inference.json` is given the model file and nothing else: the recipe in there says how to build the
+    network, to scale and to cut. The file is opened at the first use, and again whenever it has changed. The result is
+    written in float32 with the source's affine, whatever data type a client asks for.
 
     Args:
         path: folder of the bundle; its weights must be there.
         conf: what ``--conf`` gave.
+
+    Attributes:
+        weights: the model file.
+        about: what the opened model is, see `describe_model`; empty before the first use.
     """
 
     def __init__(self, path: str | Path, conf: dict[str, str]) -> None:
         self.weights = Path(path) / WEIGHTS
+        self.about: dict[str, Any] = {}
         self._loaded: tuple[str, int, int] | None = None
+        self._network: Any = None
         super().__init__(str(path), conf, type=InferType.OTHERS, add_post_restore=False, load_strict=True)
         if self.valid:  # MONAI Label would let the client pick any file in models/
             self._config.pop("model_filename", None)
@@ -86,14 +117,39 @@ class TranslationTask(BundleInferTask):
             callbacks: see MONAI Label.
 
         Returns:
-            Path of the translated volume, and what there is to say about it.
+            Path of the translated volume, and what there is to say about it: beside MONAI Label's entries, ``model``
+            (see `describe_model`) and ``warnings``, a sentence for each thing that is unlike the training data.
 
         Raises:
-            CheckpointError: if the weights cannot be read or are not those of the bundle's network.
-            ValueError: if the image cannot be translated.
+            ValueError: if the model cannot be used (see `prepare`), or the image cannot be translated.
         """
-        self._refresh(str(request["device"]))
+        self.prepare(str(request["device"]))
         return super().__call__(request, callbacks)
+
+    def prepare(self, device: str) -> None:
+        """Open the model, unless it is the file of last time on the device of last time.
+
+        Args:
+            device: as PyTorch calls it.
+
+        Raises:
+            ValueError: if the file is damaged, holds NaN or no recipe, or contradicts the bundle's `inference.json`, or
+                its images are too small for its network. MONAI may have wrapped it, see `pipeline.bundle.first_cause`.
+        """
+        wanted = self._state_of_file(device)
+        while self._loaded != wanted:
+            self._loaded = None
+            parser = super()._load_bundle_config(self.bundle_path, self.bundle_config_path)
+            parser["checkpoint"] = str(self.weights)
+            parser[self.const.key_device()] = device
+            network = parser.get_parsed_content("network")
+            check_image_size(parser.get_parsed_content("image_size"), network)
+            about = describe_model(parser.get_parsed_content("model").recipe, file_digest(self.weights))
+            self.bundle_config, self._network, self.about = parser, network.eval(), about
+            self._loaded = wanted
+            # A file that was replaced meanwhile is read again: what is said of a model has to be of the one in use.
+            wanted = self._state_of_file(device)
+            logger.info("loaded %s (%s, SHA-256 %s) on %s", self.weights, about["method"], about["sha256"], device)
 
     def writer(self, data: dict[str, Any], extension: str | None = None, dtype: Any = None) -> tuple[str, dict]:
         """Write the translated volume as offline inference does, float32 always."""
@@ -102,29 +158,18 @@ class TranslationTask(BundleInferTask):
         os.close(descriptor)
         save = SaveImage(output_ext=suffix, output_dtype=np.float32, resample=False, print_log=False)
         save(data[self.output_label_key], filename=path.removesuffix(suffix))
-        return path, {}
+        warnings = data[self.input_key].meta.get(DIFFERENCES_KEY, [])
+        return path, {"model": dict(self.about), "warnings": list(warnings)}
 
-    def _refresh(self, device: str) -> None:
-        """Read config and weights again if the weights or the device are others than last time."""
+    def _state_of_file(self, device: str) -> tuple[str, int, int]:
         status = self.weights.stat()
-        wanted = (device, status.st_mtime_ns, status.st_size)
-        if self._loaded == wanted:
-            return
-        self._loaded = None
-        # All of it, since image size and intensity window come with the weights; and these strictly, whatever the
-        # bundle's config does.
-        self.bundle_config = self._load_bundle_config(self.bundle_path, self.bundle_config_path)
-        self.bundle_config[self.const.key_device()] = device
-        network = load_network(self.bundle_config.get_parsed_content("network"), self.weights)
-        check_image_size(self.bundle_config.get_parsed_content("image_size"), network)
-        self._network = network.eval()
-        self._loaded = wanted
-        logger.info("loaded %s on %s", self.weights, device)
+        return device, status.st_mtime_ns, status.st_size
 
     def _get_network(self, device: str, data: Any) -> Any:
         return self._network
 
     def _load_bundle_config(self, path: str, config: str) -> ConfigParser:
+        # MONAI Label builds a network when the task is made: a file of no use would keep the server from starting.
         parser = super()._load_bundle_config(path, config)
-        parser["checkpoint"] = str(self.weights)
+        parser[self.const.key_network_def()] = None
         return parser

@@ -11,7 +11,8 @@ import shutil
 import sys
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +28,6 @@ from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 
 from pipeline.bundle import first_cause, project_dir
 from pipeline.data.checks import check_images
-from pipeline.handlers import CheckpointError
 from pipeline.label_app.access import Guard, is_name, read_token
 from pipeline.label_app.infer import WEIGHTS, TranslationTask, request_device, result_suffix
 from pipeline.label_app.train import TranslationTrainTask, training_settings
@@ -169,7 +169,8 @@ class TranslationApp(MONAILabelApp):
             datastore: that the image is in; default the server's.
 
         Returns:
-            ``file`` and ``params``, and ``label``, the name under which the result was kept if that was asked for.
+            ``file`` and ``params`` (see `TranslationTask`), and ``label``, the name under which the result was kept if
+            that was asked for.
 
         Raises:
             HTTPException: 400, 404, 409 or 422, saying what is wrong.
@@ -179,18 +180,15 @@ class TranslationApp(MONAILabelApp):
         save, tag = bool(request.get("save_label", False)), _tag(request)
         image = request.get("image")
         path, known = self._find_image(image, datastore)
-        try:
+        with _answering(422, path):
             device = request_device(request.get("device"))
             result_suffix(request.get("result_extension"), path)
             if not os.path.isdir(path):
                 check_images([path])
+        with _answering(409, task.weights):
+            task.prepare(device)
+        with _answering(422, path, task.weights):
             file, params = task({"image": path, "device": device, "result_extension": request.get("result_extension")})
-        except (ValueError, TypeError, RuntimeError) as error:
-            cause = first_cause(error)
-            if not isinstance(cause, ValueError):
-                raise
-            status = 409 if isinstance(cause, CheckpointError) else 422
-            raise HTTPException(status, _without_folder(str(cause), path, str(task.weights))) from error
         label = file
         if save and known:
             label = datastore.save_label(image, file, tag, {"model": request["model"], "params": params})
@@ -240,6 +238,9 @@ class TranslationApp(MONAILabelApp):
                     f"training needs at least {FEWEST_PAIRS} pairs, the studies have {pairs}: save target volumes as "
                     f"labels with the tag '{DefaultLabelTag.FINAL.value}'",
                 )
+            trainer = self._trainers[model]
+            with _answering(409, trainer.weights):
+                trainer.check_start(chosen)
             chosen["tracking"] = "mlflow" if chosen["tracking"] else "None"
             return {"model": model, **chosen}
         return dict(request)
@@ -301,11 +302,19 @@ def _tag(request: Mapping[str, Any]) -> str:
     return tag
 
 
-def _without_folder(text: str, *paths: str) -> str:
-    """A message for a client, who need not know where the files lie."""
-    for path in paths:
-        text = text.replace(os.path.dirname(path) + os.sep, "")
-    return text
+@contextmanager
+def _answering(status: int, *paths: str | Path) -> Iterator[None]:
+    """Answer with a status where a value is wrong, without the folders of paths: a client need not know them."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError) as error:
+        cause = first_cause(error)
+        if not isinstance(cause, ValueError):
+            raise
+        text = str(cause)
+        for path in paths:
+            text = text.replace(os.path.dirname(path) + os.sep, "")
+        raise HTTPException(status, text) from error
 
 
 def _guard_server(token: str | None) -> None:

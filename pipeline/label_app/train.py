@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 import shutil
 import time
 from collections.abc import Mapping
@@ -12,7 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from ignite.engine import Engine, Events
 from monailabel.interfaces.datastore import Datastore
 from monailabel.tasks.train.bundle import BundleTrainTask
@@ -21,19 +18,14 @@ from monailabel.utils.others.generic import device_list
 from pipeline.bundle import CONFIG_FILE, first_cause
 from pipeline.data.datalist import name_of
 from pipeline.files import replacing
-from pipeline.handlers.checkpoint import BEST, EXTRA_STATE, CheckpointError, load_checkpoint, trained_size
 from pipeline.label_app.infer import WEIGHTS, request_device
+from pipeline.models import MODEL, Model, file_digest
 from pipeline.packaging import PROVENANCE_FILE, SCORES
 from pipeline.provenance import redact
-from pipeline.translators import Translator
 
 STATS_FILE = "label_stats.json"
 DEFAULTS: dict[str, Any] = {"max_epochs": 11, "val_split": 0.2, "noise_level": 0, "pretrained": True}
 """Settings of a training that a client may give, beside ``device`` and ``tracking``."""
-
-# Of the studies that are trained on, not of those that the weights come from.
-_OF_THE_DATA = ("target_window", "trained_size", EXTRA_STATE)
-logger = logging.getLogger(__name__)
 
 
 def training_settings(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,58 +51,6 @@ def training_settings(request: Mapping[str, Any]) -> dict[str, Any]:
     settings["tracking"] = str(tracking).lower() == "mlflow"
     settings["device"] = request_device(request.get("device"))
     return settings
-
-
-def start_from(network: Translator, path: str | Path, checkpoint: str | Path | None = None) -> None:
-    """Start a training from the weights that translate now.
-
-    Args:
-        network: of the training.
-        path: ``model.pt`` of the same generator.
-        checkpoint: ``best.pt`` of the training that made them: the networks that only training has, such as the
-            discriminator, go on from there. They start anew if it is missing, damaged, or of other weights.
-
-    Raises:
-        CheckpointError: if the file cannot be read or its tensors do not fit.
-    """
-    content = load_checkpoint(path)
-    state = network.without_training_only(content.get("network", content))
-    expected = network.inference_state_dict()
-    faults = sorted(
-        name
-        for name in state.keys() | expected.keys()
-        if not name.endswith(_OF_THE_DATA)
-        and (
-            name not in state
-            or name not in expected
-            or getattr(state[name], "shape", None) != getattr(expected[name], "shape", None)
-        )
-    )
-    if faults:
-        raise CheckpointError(
-            f"{path} does not fit the network of the bundle's train.json, {len(faults)} tensors differ "
-            f"({', '.join(faults[:3])}); pass pretrained false to start anew"
-        )
-    whole = _whole_state(network, state, checkpoint)
-    with torch.no_grad():
-        for name, value in network.state_dict().items():
-            if name in whole and not name.endswith(_OF_THE_DATA):
-                value.copy_(whole[name])
-    logger.info("training starts from %s%s", path, "" if whole is state else f" and {checkpoint}")
-
-
-def _whole_state(network: Translator, state: dict[str, Any], checkpoint: str | Path | None) -> dict[str, Any]:
-    """The state that a checkpoint holds for all of a network, or ``state`` where that is of other weights."""
-    if checkpoint is None or not Path(checkpoint).is_file():
-        return state
-    try:
-        whole = load_checkpoint(checkpoint)["network"]
-    except (CheckpointError, KeyError) as error:
-        logger.warning("networks that only training has start anew: %s", error)
-        return state
-    of_network = {name: value for name, value in network.state_dict().items() if not name.endswith(_OF_THE_DATA)}
-    fits = all(name in whole and whole[name].shape == value.shape for name, value in of_network.items())
-    return whole if fits and all(torch.equal(whole[name], state[name]) for name in of_network.keys() & state) else state
 
 
 class Publisher:
@@ -146,7 +86,7 @@ class Publisher:
             self._set_aside = True
             provenance = {
                 "file": self.target.name,
-                "sha256": hashlib.sha256(self.source.read_bytes()).hexdigest(),
+                "sha256": file_digest(self.source),
                 "trained_by": f"MONAI Label {metadata.version('monailabel')}",
                 "data_source": f"{self.pairs} pairs of the server's studies, validation included",
                 "started_from_sha256": self._started_from,
@@ -172,7 +112,7 @@ class Publisher:
     def _keep_previous(self) -> None:
         if not self.target.is_file():
             return
-        self._started_from = hashlib.sha256(self.target.read_bytes()).hexdigest()
+        self._started_from = file_digest(self.target)
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(self.target.stat().st_mtime))
         for name in (self.target.name, CONFIG_FILE, PROVENANCE_FILE):
             path = self.target.with_name(name)
@@ -216,6 +156,18 @@ class TranslationTrainTask(BundleTrainTask):
         except (OSError, ValueError):
             return {}
 
+    def check_start(self, settings: Mapping[str, Any]) -> None:
+        """Check that the weights which a training would start from can be used.
+
+        Args:
+            settings: see `training_settings`.
+
+        Raises:
+            ModelError: if they cannot.
+        """
+        if self._goes_on(settings):
+            Model(self.weights).build()
+
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Train on all pairs of the datastore, and use the new weights from then on.
 
@@ -237,7 +189,18 @@ class TranslationTrainTask(BundleTrainTask):
         return datalist, None  # train.json draws the validation pairs
 
     def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list[Any]) -> None:
-        """Weights are loaded through `start_from`."""
+        """The bundle's `train.json` loads them itself, see ``start_from`` there."""
+
+    def _goes_on(self, settings: Mapping[str, Any]) -> bool:
+        return settings["pretrained"] and self.weights.is_file()
+
+    def _starting_point(self) -> Path:
+        """The weights in use; where they are of the last training here, its own copy of them.
+
+        Beside that lies the checkpoint with the networks that only training has, such as the discriminator.
+        """
+        own = self.output_dir / MODEL
+        return own if own.is_file() and file_digest(own) == file_digest(self.weights) else self.weights
 
     def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
         settings = self._settings
@@ -269,15 +232,8 @@ class TranslationTrainTask(BundleTrainTask):
             ours["tracking_uri"] = "none"
         elif self.tracking_uri:
             ours["tracking_uri"] = self.tracking_uri
-        if settings["pretrained"] and self.weights.is_file():
-            # Still of the training before: a run sets the files of an earlier one aside when its trainer starts.
-            checkpoint = self.output_dir / "checkpoints" / BEST
-            ours["spatial_size"] = trained_size(self.weights)
-            ours["imports"] = [*self.bundle_config["imports"], f"$import {__name__}"]
-            ours["initialize"] = [
-                *self.bundle_config["initialize"],
-                f"${__name__}.{start_from.__name__}(@network, {str(self.weights)!r}, {str(checkpoint)!r})",
-            ]
+        if self._goes_on(settings):
+            ours["start_from"] = str(self._starting_point())
         overrides.clear()
         overrides.update(ours)
         return overrides

@@ -44,7 +44,7 @@ def training_recipe(
         backbone: its name.
         method: name of the method.
         network_size: setting that the networks' sizes go by.
-        modalities: name of the modality by domain, ``source`` and ``target``.
+        modalities: name of the modality by domain, ``source`` and ``target``; where there is none, that of ``start``.
         data_digest: of the data set.
         training: ``noise_level``, ``noise_kind``, ``seed`` and further settings to remember.
         start: where the weights come from; the recipe has to agree with that of the model that they are of.
@@ -56,7 +56,9 @@ def training_recipe(
     translator, networks = describe_translator(network)
     settings = dict(training or {})
     known = {name: settings.pop(name, None) for name in ("noise_level", "noise_kind", "seed")}
-    modalities = modalities or {}
+    named = {domain: (modalities or {}).get(domain) for domain in DOMAINS}
+    if start is not None:
+        named = {domain: name or start.inherit(f"{domain}_modality", None) for domain, name in named.items()}
     grid, scalings = describe_preprocessing(preprocessing)
     grid["spatial_dims"] = spatial_dims_of(networks)
     state = git_state(Path(__file__).resolve())
@@ -71,8 +73,7 @@ def training_recipe(
         "networks": networks,
         "weights": plain({name: weight for name, weight in weights.items() if weight}, "weights"),
         **{
-            domain: {"modality": modalities.get(domain), "channels": channels, "scaling": scalings[domain]}
-            for domain in DOMAINS
+            domain: {"modality": named[domain], "channels": channels, "scaling": scalings[domain]} for domain in DOMAINS
         },
         "grid": grid,
         "foreground": {"rule": FOREGROUND, "min_foreground": dataset.min_foreground},

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,14 +20,35 @@ import pytest
 import requests
 import torch
 from monai.bundle import ConfigParser
+from monai.bundle.scripts import run as run_bundle
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from pipeline.data.phantom import make_phantom
+from pipeline.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundles" / "reggan"
 SIZE = [64, 64]
-WINDOW = (-20.0, 900.0)
+# What makes the networks small enough for a test, as in tests/bundles.
+TINY = {
+    "device": "cpu",
+    "tracking_uri": "none",
+    "spatial_size": 32,
+    "max_epochs": 1,
+    "decay_epochs": 0,
+    "batch_size": 8,
+    "picture_interval": 2,
+    "network_def#generator#filters": 4,
+    "network_def#generator#residual_blocks": 1,
+    "network_def#discriminator#filters": 4,
+    "network_def#registration#channels": [4, 4],
+}
+TINY_DISCRIMINATORS: dict[str, dict[str, Any]] = {
+    "cyclegan": {},
+    "unit": {"network_def#discriminator#layers": 2},
+    "munit": {"network_def#discriminator#layers": 2},
+    "nicegan": {"network_def#discriminator#global_downsamplings": 0},
+}
 ROTATION = np.array([[0.98, 0.15, 0.1, 3.0], [-0.16, 0.98, 0.08, -7.0], [-0.09, -0.1, 0.99, 11.0], [0, 0, 0, 1.0]])
 SECONDS_TO_START = 180
 
@@ -72,15 +94,15 @@ def free_port() -> Callable[[], int]:
     return find
 
 
-def write_weights(bundle: Path, seed: int = 0) -> Path:
-    """Give a bundle random weights of its own network, as training would leave them."""
+def write_weights(bundle: Path, dataset_dir: Path, seed: int = 0) -> Path:
+    """Give a bundle random weights of its own networks, with the recipe of a training that has yet to begin."""
     parser = ConfigParser()
-    parser.read_config(bundle / "configs" / "inference.json")
+    parser.read_config(bundle / "configs" / "train.json")
+    parser.update({"dataset_dir": str(dataset_dir), "spatial_size": SIZE, "device": "cpu", "tracking_uri": "none"})
     torch.manual_seed(seed)
-    network = parser.get_parsed_content("network_def")
-    network.describe_data(WINDOW, SIZE)
+    network = parser.get_parsed_content("network")
+    parser.get_parsed_content("recipe").travel_with(network)
     path = bundle / "models" / "model.pt"
-    path.parent.mkdir(exist_ok=True)
     torch.save(network.inference_state_dict(), path)
     return path
 
@@ -171,27 +193,63 @@ def studies(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bundles ``reggan`` (with weights), ``bare`` (without) and ``foreign`` (with those of another network)."""
+def copy_bundle() -> Callable[[Path], Path]:
+    """Makes a copy of the bundle, without weights."""
+
+    def copy(target: Path) -> Path:
+        shutil.copytree(BUNDLE, target, ignore=shutil.ignore_patterns("*.pt", "*.ts", "*.onnx"))
+        (target / "models").mkdir(exist_ok=True)
+        return target
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def bundles(copy_bundle: Callable[[Path], Path], phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bundles ``reggan`` (with weights), ``bare`` (without) and ``foreign`` (with tensors of another network)."""
     folder = tmp_path_factory.mktemp("bundles")
     for name in ("reggan", "bare", "foreign"):
-        shutil.copytree(BUNDLE, folder / name, ignore=shutil.ignore_patterns("*.pt", "*.ts", "*.onnx"))
-    write_weights(folder / "reggan")
-    weights = torch.load(write_weights(folder / "foreign"))
+        copy_bundle(folder / name)
+    weights = torch.load(write_weights(folder / "reggan", phantom))
     renamed = {f"other.{name}" if "generator" in name else name: value for name, value in weights.items()}
     torch.save(renamed, folder / "foreign" / "models" / "model.pt")
     return folder
 
 
+@pytest.fixture(scope="session")
+def train_model(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Trains a tiny model for one epoch, in this process, and returns its ``model.pt``."""
+
+    def train(*overlays: str, **settings: Any) -> Path:
+        torch.set_num_threads(1)
+        folder = tmp_path_factory.mktemp("run") / "run"
+        chain = [str(BUNDLE / "configs" / name) for name in ("train.json", *overlays)]
+        defaults = {**TINY, "dataset_dir": str(phantom), "output_dir": str(folder)}
+        run_bundle(config_file=chain, logging_file=False, **(defaults | settings))
+        return folder / "model.pt"
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def methods() -> Callable[[str], tuple[tuple[str, ...], dict[str, Any]]]:
+    """The overlays of a method, and the settings that its networks need to be tiny."""
+
+    def find(name: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+        return METHODS[name].overlays, TINY_DISCRIMINATORS[METHODS[name].backbone]
+
+    return find
+
+
 @pytest.fixture
 def offline(tmp_path: Path) -> Callable[[Path, Path], nib.Nifti1Image]:
-    """Translates one file with the bundle's own inference, in a process of its own."""
+    """Translates one file with the bundle's own inference, in a process of its own, naming only the model file."""
 
-    def run(bundle: Path, image: Path) -> nib.Nifti1Image:
-        output = tmp_path / f"offline-{image.name}"
-        command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", bundle / "configs" / "inference.json"]
-        command += ["--checkpoint", bundle / "models" / "model.pt", "--image", image, "--output_dir", output]
-        subprocess.run([str(part) for part in [*command, "--device", "cpu"]], check=True, capture_output=True)
+    def run(model: Path, image: Path) -> nib.Nifti1Image:
+        output = Path(tempfile.mkdtemp(dir=tmp_path))
+        command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", BUNDLE / "configs" / "inference.json"]
+        command += ["--checkpoint", model, "--image", image, "--output_dir", output, "--device", "cpu"]
+        subprocess.run([str(part) for part in command], check=True, capture_output=True)
         (result,) = output.iterdir()
         return nib.load(result)
 

@@ -108,14 +108,13 @@ def test_translates_a_series(orthanc, start_server, bundles, studies, offline, t
 
     # MONAI Label makes a NIfTI file of the series, and keeps it.
     (converted,) = server.log.parent.glob(f".cache/monailabel/dicom/*/{series}.nii.gz")
-    expected = offline(bundles / "reggan", converted)
+    expected = offline(bundles / "reggan" / "models" / "model.pt", converted)
     np.testing.assert_allclose(served.affine, expected.affine, atol=1e-5)
     np.testing.assert_allclose(served.get_fdata(), expected.get_fdata(), rtol=0, atol=1e-5)
 
     # That it is the right one shows in the volume that the series was made of.
-    here, there = (
-        nib.as_closest_canonical(image) for image in (served, offline(bundles / "reggan", tmp_path / "whole.nii.gz"))
-    )
+    made_of = offline(bundles / "reggan" / "models" / "model.pt", tmp_path / "whole.nii.gz")
+    here, there = (nib.as_closest_canonical(image) for image in (served, made_of))
     np.testing.assert_allclose(here.affine, there.affine, atol=1e-3)
     difference = np.abs(here.get_fdata() - there.get_fdata())
     assert difference.mean() < 1e-3 * np.ptp(there.get_fdata())

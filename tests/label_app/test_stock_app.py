@@ -28,11 +28,13 @@ def app(bundles, tmp_path_factory):
     return folder / "monaibundle"
 
 
+# Without the last two it asks the model zoo in the internet, and loads a segmentation network.
+OPTIONS = ("--conf", "zoo_source", "local", "--conf", "sam2", "false")
+
+
 def test_translates_as_offline(start_server, app, studies, offline):
-    # Without these two it asks the model zoo in the internet, and loads a segmentation network.
-    options = ("--conf", "models", "reggan,foreign", "--conf", "zoo_source", "local", "--conf", "sam2", "false")
-    server = start_server(studies, *options, app=app)
-    expected = offline(app / "model" / "reggan", studies / "oblique.nii.gz")
+    server = start_server(studies, "--conf", "models", "reggan", *OPTIONS, app=app)
+    expected = offline(app / "model" / "reggan" / "models" / "model.pt", studies / "oblique.nii.gz")
     response = server.translate("oblique")
     assert response.status_code == 200, response.text
     served = nib.Nifti1Image.from_bytes(gzip.decompress(response.content))
@@ -40,5 +42,8 @@ def test_translates_as_offline(start_server, app, studies, offline):
     np.testing.assert_allclose(served.affine, expected.affine, atol=1e-4)  # its writer goes through a quaternion
     np.testing.assert_allclose(served.get_fdata(), expected.get_fdata(), rtol=0, atol=1e-5)
 
-    # Foreign weights: MONAI Label alone would answer from random ones.
-    assert server.translate("oblique", model="foreign").status_code == 500
+
+def test_does_not_start_with_weights_of_no_use(start_server, app, studies):
+    """MONAI Label alone would answer from random ones."""
+    with pytest.raises(AssertionError, match="startup failed"):
+        start_server(studies, "--conf", "models", "foreign", *OPTIONS, app=app)

@@ -47,7 +47,7 @@ def reason(response):
 @pytest.mark.parametrize("name", ["ras", "lps", "oblique"])
 def test_equals_offline_inference(server, offline, bundles, studies, name):
     served = volume(server.translate(name))
-    expected = offline(bundles / "reggan", studies / f"{name}.nii.gz")
+    expected = offline(bundles / "reggan" / "models" / "model.pt", studies / f"{name}.nii.gz")
     source = nib.load(studies / f"{name}.nii.gz")
     assert served.shape == source.shape
     np.testing.assert_allclose(served.affine, source.affine, atol=1e-5)
