@@ -73,7 +73,9 @@ class Evaluated:
             self.checkpoint = Path(str(checkpoint)).expanduser().absolute()
         folder = self.checkpoint.parent
         folder = folder.parent if folder.name == "checkpoints" else folder
-        self.run_dir = folder if (folder / CONFIG_FILE).is_file() else None
+        # A packaged bundle keeps the config beside the weights, too, but is no run: its data are not there.
+        is_run = (folder / CONFIG_FILE).is_file() and (folder / "checkpoints").is_dir()
+        self.run_dir = folder if is_run else None
         self.output_dir = asked or (folder if self.run_dir is not None else project_dir() / "outputs")
         self.model = open_model(self.checkpoint, given_settings(config), config.get("trusted_modules"))
 

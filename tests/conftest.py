@@ -107,68 +107,6 @@ def make_recipe(make_translator: Callable[..., CycleGANTranslator]) -> Callable[
 
 
 @pytest.fixture
-def make_recipe() -> Callable[..., dict[str, Any]]:
-    """Describes a translator of ``make_translator`` as a training of 32x32 slices would; entries by section win."""
-
-    def build(network: Translator, **sections: Mapping[str, Any]) -> dict[str, Any]:
-        translator, networks = describe_translator(network)
-        scaling = {
-            "class": "transforms.ScaleMRIntensityd",
-            "arguments": {"upper_percentile": 99.5, "background": 0.0},
-        }
-        seen = {"low": [0.0, 0.0], "high": [700.0, 720.0]}
-        content: dict[str, Any] = {
-            "format": "reggan-recipe",
-            "version": 1,
-            "method": "reggan",
-            "backbone": "cyclegan",
-            "network_size": "small",
-            "translator": translator,
-            "networks": networks,
-            "weights": dict(network.arguments["weights"]),
-            "source": {"modality": "T1", "channels": 1, "scaling": scaling},
-            "target": {"modality": "T2", "channels": 1, "scaling": scaling, "window": [0.0, 900.0]},
-            "grid": {
-                "spatial_dims": 2,
-                "orientation": "RAS",
-                "spacing": None,
-                "slice_axis": 2,
-                "spatial_size": [32, 32],
-                "fit": "resize",
-            },
-            "foreground": {"rule": "above-background", "min_foreground": 0.1},
-            "data": {
-                "patients": 3,
-                "volumes": 3,
-                "slices": 18,
-                "source": seen,
-                "target": seen,
-                "orientations": ["RAS"],
-                "tilt": [0.0, 0.0],
-                "spacing": [[2.0, 2.0], [2.0, 2.0], [4.0, 4.0]],
-                "field_of_view": [[80.0, 80.0], [68.0, 68.0], [24.0, 24.0]],
-            },
-            "training": {
-                "origin": "trained",
-                "data_digest": "0" * 64,
-                "noise_level": 3,
-                "noise_kind": "affine",
-                "seed": 0,
-                "commit": None,
-                "epoch": 1,
-                "iteration": 9,
-                "settings": {"batch_size": 2},
-                "started_from": None,
-            },
-        }
-        for name, entries in sections.items():
-            content[name] = {**content[name], **entries} if isinstance(content[name], dict) else entries
-        return content
-
-    return build
-
-
-@pytest.fixture
 def batch() -> dict[str, torch.Tensor]:
     """Two pairs of 32x32 images in [-1, 1]."""
     generator = torch.Generator().manual_seed(1)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jsonschema
 from monai.transforms import Compose, LoadImaged, Orientationd, Spacingd
+from torch import nn
 
 from pipeline.models.describing import (
     build_factory,
@@ -241,11 +242,17 @@ class Recipe:
         """Axis of the oriented volume that counts slices."""
         return self["grid"]["slice_axis"]
 
-    def translator(self, weights: Mapping[str, float], **arguments: Any) -> Translator:
+    def translator(
+        self,
+        weights: Mapping[str, float],
+        networks: Mapping[str, Callable[..., nn.Module]] | None = None,
+        **arguments: Any,
+    ) -> Translator:
         """Build the translator, with fresh networks.
 
         Args:
             weights: of the loss terms; without any, only what translates is built.
+            networks: what builds those that the recipe does not describe.
             arguments: settings of use that the translator takes, such as a style.
 
         Raises:
@@ -255,9 +262,10 @@ class Recipe:
         foreign = [name for name in arguments if name not in kind.settings_of_use]
         if foreign:
             raise ModelError(f"{foreign[0]} is no setting of {kind.__name__}, the translator of {self.path}")
-        networks = {name: build_factory(entry, self.trusted) for name, entry in self["networks"].items()}
+        known = {name: build_factory(entry, self.trusted) for name, entry in self["networks"].items()}
+        every = {**(networks or {}), **known}
         try:
-            built = kind(weights=weights, **self["translator"]["arguments"], **networks, **arguments)
+            built = kind(weights=weights, **self["translator"]["arguments"], **every, **arguments)
         except TypeError as error:
             raise ModelError(f"the networks of {self.path} cannot be built: {error}") from error
         self.travel_with(built)

@@ -14,11 +14,14 @@ from pipeline.models.describing import describe_class, unfold
 from pipeline.models.errors import ContradictionError, ModelError
 from pipeline.models.reading import BEST, EXTRA_STATE, CheckpointError, Model, file_digest, load_checkpoint
 from pipeline.models.recipe import Recipe
+from pipeline.networks import PatchDiscriminator
 from pipeline.translators import Translator, find_translator
 from transforms import ScaleMRIntensityd
 
 DEFAULT_TERMS = frozenset({"adversarial", "cycle", "correction", "smoothness"})
 """The loss terms that the weights of train.json name, unless they are replaced as a whole."""
+DEFAULT_BACKBONE = "cyclegan"
+"""Backbone of train.json alone."""
 KEPT = ("spatial_dims", "spatial_size", "slice_axis", "orientation", "spacing", "fit")
 """Of the grid, what a training that starts from a model cannot change."""
 KNOWN_WHERE_NONE = ("spacing",)
@@ -129,20 +132,33 @@ class StartingPoint:
         networks = {name: factory for name, factory in given.items() if callable(factory)}
         settings = {name: value for name, value in given.items() if name not in networks and value is not None}
         of_the_model: dict[str, Any] = {}
+        unknown: dict[str, Callable[..., Any]] = {}  # imported weights come without what only their training had
         for name, factory in networks.items():
             kind, arguments = unfold(factory)
             known = model.recipe["networks"].get(name)
             asked = {key: value for key, value in arguments.items() if value is not None and key != "spatial_dims"}
+            if known is None and (model.recipe["weights"] == {} or name == "registration"):
+                self._refuse_default(name, kind)
+                given_arguments = {key: value for key, value in arguments.items() if value is not None}
+                unknown[name] = functools.partial(kind, **given_arguments)
+                continue
             # The class may be the config's default, that of another backbone; what was asked of it is somebody's wish.
             if asked and (known is None or describe_class(kind) != known["class"]):
                 of_the_model[name] = asked
             elif asked:
                 of_the_model[name] = factory
         model.recipe.agree({"translator": translator, "network_def": of_the_model})
-        network = model.recipe.translator(weights, **settings)
+        network = model.recipe.translator(weights, unknown, **settings)
         network.recipe = None
         self._load(network)
         return network
+
+    def _refuse_default(self, name: str, kind: type) -> None:
+        """Refuse the discriminator of train.json alone for a model of another backbone, which it does not fit."""
+        model = self.model
+        if model is not None and kind is PatchDiscriminator and model.recipe["backbone"] != DEFAULT_BACKBONE:
+            backbone = model.recipe["backbone"]
+            raise ModelError(f"{model.path} does not say what its {name} was: stack {backbone}.json, which does")
 
     def _load(self, network: Translator) -> None:
         """Load what translates strictly, and of the rest, network by network, what fits."""

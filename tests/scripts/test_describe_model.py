@@ -38,17 +38,17 @@ def test_every_entry_of_the_schema_is_described():
 
 def test_a_model_is_described(script, make_recipe, make_translator, tmp_path, capsys):
     network = make_translator()
-    network.recipe = make_recipe(network)
+    network.recipe = make_recipe(network, target={"modality": "T2"}, training={"epoch": 7})
     torch.save(network.inference_state_dict(), tmp_path / "model.pt")
     script.main([str(tmp_path / "model.pt")])
     said = capsys.readouterr().out
     for text in (
         "reggan",
         "T1 into T2",
-        "predictions from 0 to 900",
+        "predictions from 0 to 1000",
         "RAS, slices of 32x32",
         "ResNetGenerator(",
-        "3 patients",
+        "epoch 7",
     ):
         assert text in said
     script.main([str(tmp_path / "model.pt"), "--json"])
