@@ -208,7 +208,7 @@ class Recipe:
         check_recipe(content, path)
         self.content: dict[str, Any] = copy.deepcopy(dict(content))
         self.path = path
-        self.trusted = tuple(trusted)
+        self.trusted = (trusted,) if isinstance(trusted, str) else tuple(trusted)
 
     def __getitem__(self, section: str) -> Any:
         return self.content[section]

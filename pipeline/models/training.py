@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +101,13 @@ def describe_preprocessing(preprocessing: Compose) -> tuple[dict[str, Any], dict
     """The grid, and the scaling of each domain, of a chain of transforms.
 
     Raises:
-        ModelError: it holds a transform that a recipe has no word for, or lacks one that it needs.
+        ModelError: it holds a transform that a recipe has no word for, lacks one that it needs, or has them in another
+            order than `Recipe.pair_preprocessing`.
     """
     grid: dict[str, Any] = {"spacing": None, "fit": FIT}
     scalings: dict[str, Any] = {}
-    for step in _flat(preprocessing):
+    steps = list(_flat(preprocessing))
+    for step in steps:
         if hasattr(step, "scaler"):
             scalings |= {domain: describe_scaling(step) for domain, key in DOMAINS.items() if key in step.keys}
         elif isinstance(step, Orientationd):
@@ -123,6 +126,7 @@ def describe_preprocessing(preprocessing: Compose) -> tuple[dict[str, Any], dict
     missing += [f"scaling of the {domain}" for domain in DOMAINS if domain not in scalings]
     if missing:
         raise ModelError(f"train#preprocessing says nothing of: {', '.join(missing)}")
+    _check_order(steps)
     return grid, scalings
 
 
@@ -157,6 +161,19 @@ def spatial_dims_of(networks: Mapping[str, Mapping[str, Any]]) -> int:
 
 def _range(values: Sequence[float]) -> list[float]:
     return [min(values), max(values)]
+
+
+def _check_order(steps: Sequence[Any]) -> None:
+    """Refuse an order in which something else would come out than whoever translates would get."""
+    kinds = {Orientationd: 1, Spacingd: 2, ResampleInPlaned: 3}
+    places = [(0 if hasattr(step, "scaler") else kinds.get(type(step), -1), type(step).__name__) for step in steps]
+    ordered = [entry for entry in places if entry[0] >= 0]
+    for (before, first), (place, name) in pairwise(ordered):
+        if place < before or place == before > 0:
+            raise ModelError(
+                f"train#preprocessing holds {name} behind {first}; a model's recipe has the scalings first, then "
+                "Orientationd, Spacingd and ResampleInPlaned, each once"
+            )
 
 
 def _flat(transform: Any) -> Iterator[Any]:

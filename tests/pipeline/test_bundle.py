@@ -103,7 +103,7 @@ def test_misspelt_knob_is_named(tmp_path):
 
 def test_settings_that_a_part_looks_up_count_as_knobs():
     config = {
-        "imports": ["$import pipeline.bundle"],
+        "imports": ["$import pipeline", "$import pipeline.bundle"],
         "spatial_dims": 2,
         "used": "$@spatial_dims + 1",
         "spatial_size": 32,

@@ -172,6 +172,12 @@ def test_translators_of_other_classes_are_refused(make_recipe, path):
         recipe.scaling("source", "image")
 
 
+def test_one_trusted_module_may_be_given_by_its_name(make_recipe):
+    recipe = Recipe(make_recipe(translator={"class": "elsewhere.Own"}), "a.pt", trusted="elsewhere")
+    with pytest.raises(ModelError, match=r"the model names elsewhere\.Own, which cannot be found here"):
+        recipe.translator({})
+
+
 def test_settings_of_use_that_are_of_another_translator_are_refused(make_recipe):
     with pytest.raises(ModelError, match=r"style is no setting of CycleGANTranslator, the translator of a\.pt"):
         Recipe(make_recipe(), "a.pt").translator({}, style=[1, 2])

@@ -138,12 +138,28 @@ def test_preprocessing_that_lacks_something_is_refused(left_out, missing):
 
 
 def test_preprocessing_is_read_through_nested_chains():
-    chain = Compose([steps()[0], Compose([Compose(steps()[1:]), Spacingd(KEYS, pixdim=(1, 1, -1))])])
+    spacing = Spacingd(KEYS, pixdim=(1, 1, -1))
+    chain = Compose([steps()[0], Compose([Compose(steps()[1:-1]), spacing]), steps()[-1]])
     grid, scalings = describe_preprocessing(chain)
     assert grid["spacing"] == [1.0, 1.0, -1.0]
     assert scalings["source"]["arguments"]["upper_percentile"] == 98.0
-    both = [step for step in steps() if not hasattr(step, "scaler")] + [ScaleMRIntensityd(KEYS)]
+    both = [step for step in steps() if not hasattr(step, "scaler")]
+    both.insert(1, ScaleMRIntensityd(KEYS))
     assert describe_preprocessing(Compose(both))[1].keys() == {"source", "target"}
+
+
+def test_another_order_is_refused():
+    """Where percentiles were taken of resampled voxels, say, since whoever translates would take them of the file's."""
+    *first, orientation, resampling = steps()
+    spacing = Spacingd(KEYS, pixdim=(1, 1, -1))
+    for chain, says in (
+        ([first[0], orientation, *first[1:], resampling], "ScaleMRIntensityd behind Orientationd"),
+        ([*first, resampling, orientation], "Orientationd behind ResampleInPlaned"),
+        ([*first, orientation, resampling, spacing], "Spacingd behind ResampleInPlaned"),
+        ([*first, orientation, orientation, resampling], "Orientationd behind Orientationd"),
+    ):
+        with pytest.raises(ModelError, match=rf"train#preprocessing holds {says}; a model's recipe has the scalings"):
+            describe_preprocessing(Compose(chain))
 
 
 def test_networks_without_a_class_are_refused(data):
