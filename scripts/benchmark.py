@@ -164,6 +164,8 @@ class InMemory(Dataset):
     """Pairs in memory, standing in for ``pipeline.data.SliceDataset``."""
 
     target_window = (0.0, 1000.0)
+    channels, patients, min_foreground = 1, 1, 0.0
+    descriptions = ()
 
     @property
     def clean(self) -> InMemory:
@@ -226,14 +228,11 @@ def report_onnx(rounds: int) -> None:
     print()
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
         folder = Path(name)
-        settings = {"image": first_volume(), "spatial_size": 96, "output_dir": str(folder), "device": "cpu"}
-        settings["postprocessing#transforms#-1#print_log"] = False
+        settings = {"image": first_volume(), "output_dir": str(folder), "device": "cpu", "save#print_log": False}
+        write_untrained(folder / "model.pt")
         parser = ConfigParser()
         parser.read_config(INFERENCE)
-        parser.update(settings)
-        torch.manual_seed(0)
-        parser["checkpoint"] = str(folder / "model.pt")
-        torch.save(parser.get_parsed_content("network_def").inference_state_dict(), folder / "model.pt")
+        parser.update({**settings, "checkpoint": str(folder / "model.pt")})
         exporter = Exporter([INFERENCE], folder / "model.pt", CONFIG.with_name("metadata.json"), settings)
         exporter.export(folder / "model.onnx", exporter.slices())
         evaluators = {
@@ -253,6 +252,18 @@ def report_onnx(rounds: int) -> None:
     print(f"    ONNX Runtime is {ratio:.2f} times as fast (median of {rounds} rounds), its version {onnx_version()};")
     ratio = statistics.median(a / b for a, b in zip(alone["PyTorch"], alone["ONNX Runtime"], strict=True))
     print(f"    the network alone, on {len(slices)} slices at once, {ratio:.2f} times as fast")
+
+
+def write_untrained(path: Path) -> None:
+    """Weights of the default networks, with the recipe of the default training."""
+    parser = ConfigParser()
+    parser.read_config(CONFIG)
+    pair = {name: torch.rand(1, 96, 96) * 2 - 1 for name in ("image", "label")}
+    parser.update({"train#dataset": InMemory([{**pair, "case": "a", "slice": 0}])})
+    torch.manual_seed(0)
+    network = parser.get_parsed_content("network_def")
+    parser.get_parsed_content("recipe").travel_with(network)
+    torch.save(network.inference_state_dict(), path)
 
 
 def first_volume() -> str:
