@@ -255,15 +255,13 @@ def report_onnx(rounds: int) -> None:
 
 
 def write_untrained(path: Path) -> None:
-    """A model file of the default config's networks as they are before training."""
+    """Weights of the default networks, with the recipe of the default training."""
     parser = ConfigParser()
     parser.read_config(CONFIG)
     pair = {name: torch.rand(1, 96, 96) * 2 - 1 for name in ("image", "label")}
-    data = InMemory([{**pair, "case": "a", "slice": 0}])
-    parser.update({"train#dataset": data, "dataset_dir": str(path.parent), "cases": None, "device": "cpu"})
-    parser.update({"recipe#data_digest": None, "recipe#modalities": None})
+    parser.update({"train#dataset": InMemory([{**pair, "case": "a", "slice": 0}])})
     torch.manual_seed(0)
-    network = parser.get_parsed_content("network")
+    network = parser.get_parsed_content("network_def")
     parser.get_parsed_content("recipe").travel_with(network)
     torch.save(network.inference_state_dict(), path)
 

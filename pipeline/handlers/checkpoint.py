@@ -46,6 +46,9 @@ class CheckpointHandler:
         interval: save ``last.pt`` every so many epochs, and after the last one.
         resume: continue from ``last.pt`` when the trainer starts, if there is one.
 
+    Attributes:
+        resumed: whether the run was continued; known once the trainer has started.
+
     Raises:
         ValueError: if interval is not positive.
     """
@@ -68,11 +71,12 @@ class CheckpointHandler:
         self.evaluator = evaluator
         self.interval = interval
         self.resume = resume
+        self.resumed = False
 
     def attach(self, engine: Engine) -> None:
         """Register on a trainer; the evaluator must run before this handler at the end of an epoch."""
         engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def _start(self, engine: Engine) -> None:
         self._write_state = DiskSaver(str(self.folder), require_empty=False)
@@ -87,6 +91,7 @@ class CheckpointHandler:
             logger.warning("nothing to resume in %s: no epoch was completed, starting from the first", self.folder)
             return
         self.restore(engine, last)
+        self.resumed = True
         logger.info("resumed from %s after epoch %d", last, engine.state.epoch)
 
     def restore(self, engine: Engine, path: str | Path) -> None:
@@ -122,7 +127,8 @@ class CheckpointHandler:
             self.evaluator.state.best_metric_epoch = position["best_epoch"]
         _set_random_states(content["random"])
 
-    def _save(self, engine: Engine) -> None:
+    def save(self, engine: Engine) -> None:
+        """Save the state that the trainer is in, as the last and, if the evaluator says so, as the best."""
         epoch = engine.state.epoch
         improved = self.evaluator is None or self.evaluator.state.best_metric_epoch == epoch
         if improved:

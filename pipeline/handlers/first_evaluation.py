@@ -8,35 +8,36 @@ from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from tqdm import tqdm
 
+from pipeline.handlers.checkpoint import CheckpointHandler
 from pipeline.handlers.tables import ScoreTable
 
 
 class FirstEvaluation:
     """Score what a training starts from, on its own validation cases, before the first step.
 
-    The scores are printed, and logged as step 0 by whatever listens to the evaluator. They do not count as the best so
-    far: ``model.pt`` is of an epoch of this training. A resumed training has none.
+    The scores are printed, logged as step 0 by whatever listens to the evaluator, and count as those of epoch 0: where
+    no epoch is better, ``model.pt`` stays the model that the training started from. A resumed training has none.
 
-    Attach it behind the handler that restores checkpoints.
+    Attach it behind the handler of the checkpoints.
 
     Args:
         evaluator: of the validation.
+        checkpoints: saves what was evaluated.
     """
 
-    def __init__(self, evaluator: Evaluator) -> None:
-        self.evaluator = evaluator
+    def __init__(self, evaluator: Evaluator, checkpoints: CheckpointHandler) -> None:
+        self.evaluator, self.checkpoints = evaluator, checkpoints
 
     def attach(self, engine: Engine) -> None:
         """Register on a trainer."""
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Evaluate, unless there was an epoch before."""
-        if engine.state.epoch > 0:
+        """Evaluate, unless the training is a resumed one."""
+        if self.checkpoints.resumed:
             return
-        state = self.evaluator.state
-        best = state.best_metric, state.best_metric_epoch
         self.evaluator.run()
-        state.best_metric, state.best_metric_epoch = best
-        table = ScoreTable(state.metrics).text()
+        self.evaluator.state.best_metric_epoch = engine.state.epoch
+        table = ScoreTable(self.evaluator.state.metrics).text()
         tqdm.write(f"\nValidation before training, of the model that it starts from:\n\n{table}\n", file=sys.stdout)
+        self.checkpoints.save(engine)

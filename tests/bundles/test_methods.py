@@ -114,7 +114,7 @@ def test_a_method_trains_resumes_evaluates_and_translates(
 
     source = dataset_dir / "images" / "d.nii.gz"
     settings = {"image": str(source), "checkpoint": str(tmp_path / "run" / "model.pt")}
-    overlays = {"translated": (), "again": method.inference_overlays}  # the file knows what the overlay says
+    overlays = {"translated": (), "again": method.overlays}  # the file knows what the overlays say
     for folder, names in overlays.items():
         run_config("inference.json", *names, **settings, output_dir=str(tmp_path / folder))
     [result, again] = (nib.load(tmp_path / folder / "d_translated.nii.gz") for folder in ("translated", "again"))

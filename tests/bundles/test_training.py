@@ -15,8 +15,9 @@ import torch
 from mlflow import MlflowClient
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from pipeline.bundle import first_cause
 from pipeline.handlers import PictureHandler
-from pipeline.models import Model, load_checkpoint
+from pipeline.models import ContradictionError, Model, file_digest, load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "bundles" / "reggan" / "configs"
@@ -84,6 +85,46 @@ def test_amp_trains(run_config, tmp_path):
 def test_fewer_epochs_than_the_default_need_no_other_setting(run_config, tmp_path):
     run_config("train.json", max_epochs=1, decay_epochs=DEFAULTS["decay_epochs"])
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["trainer"]["epoch"] == 1
+
+
+def test_a_training_goes_on_from_a_model(run_config, trained_run, tmp_path, capsys):
+    """It is scored before the first step; the recipe says where it started, and a resumed run does not start again."""
+    start = trained_run / "model.pt"
+    settings = {"start_from": str(start), "learning_rate": 1e-9, "noise_level": 0}
+    run_config("train.json", **settings)
+    before = load_checkpoint(trained_run / "checkpoints" / "best.pt")["trainer"]["best_metrics"]
+    printed = capsys.readouterr().out
+    first = printed.split("Validation before training, of the model that it starts from:")[1]
+    [prediction] = [line.split() for line in first.splitlines() if line.startswith("prediction")][:1]
+    assert float(prediction[2]) == pytest.approx(before["psnr"], abs=0.006)
+    last = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")
+    assert last["trainer"]["best_epoch"] == 1
+    assert last["trainer"]["best_metrics"]["psnr"] == pytest.approx(before["psnr"], abs=1e-3)
+    recipe = Model(tmp_path / "run" / "model.pt").recipe
+    assert recipe["training"]["started_from"] == file_digest(start)
+    assert recipe["training"]["epoch"] == 1
+    run_config("train.json", **settings, resume=True, max_epochs=2)
+    assert "before training" not in capsys.readouterr().out
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["trainer"]["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("overlays", "settings", "says"),
+    [
+        ((), {"spatial_size": [40, 40]}, "- spatial_size: given [40, 40], the model has [32, 32]"),
+        ((), {"orientation": "LPS"}, "- orientation: given 'LPS', the model has 'RAS'"),
+        ((), {"backbone": "unit"}, "- backbone: given 'unit', the model has 'cyclegan'"),
+        ((), {"network_def#generator#filters": 8}, "- network_def#generator#filters: given 8, the model has 4"),
+        (("scaled.json",), {}, "- target_intensity: given {'class': 'transforms.ScaleCTIntensityd', "),
+    ],
+)
+def test_a_training_that_contradicts_its_model_is_refused(run_config, trained_run, tmp_path, overlays, settings, says):
+    with pytest.raises((RuntimeError, ValueError)) as caught:
+        run_config("train.json", *overlays, start_from=str(trained_run / "model.pt"), **settings)
+    cause = first_cause(caught.value)
+    assert isinstance(cause, ContradictionError)
+    assert says in str(cause)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["scaled.json", "mr_to_ct.json"])

@@ -26,14 +26,8 @@ def test_no_two_are_the_same_chain():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_config_of_a_chain_is_there(name):
-    for overlay in {*METHODS[name].overlays, *METHODS[name].inference_overlays}:
+    for overlay in METHODS[name].overlays:
         assert (CONFIGS / overlay).is_file()
-
-
-def test_the_mode_makes_no_difference_to_inference():
-    for method in METHODS.values():
-        expected = () if method.backbone == "cyclegan" else (f"{method.backbone}.json",)
-        assert method.inference_overlays == expected
 
 
 @pytest.mark.parametrize("backbone", BACKBONES[1:])

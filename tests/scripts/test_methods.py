@@ -50,8 +50,7 @@ def test_list_names_all_with_their_configs(script, capsys):
     assert len(lines) == 1 + 17
     for line, method in zip(lines[1:], METHODS.values(), strict=True):
         assert line.split()[0] == method.name
-        expected = ["train.json", *method.overlays, "inference.json", *method.inference_overlays]
-        assert line.split()[1:] == expected
+        assert line.split()[1:] == ["train.json", *method.overlays]
 
 
 def test_list_of_some_keeps_the_order(script, capsys):

@@ -1,4 +1,4 @@
-"""What a training starts from is scored before its first step, once, and is not the best so far."""
+"""What a training starts from is scored before its first step, once, and is the best until an epoch is better."""
 
 from __future__ import annotations
 
@@ -19,18 +19,16 @@ class Evaluator:
     def run(self):
         self.runs += 1
         self.state.metrics = {"psnr": 20.0 + self.runs, "source_psnr": 15.0}
-        self.state.best_metric, self.state.best_metric_epoch = self.state.metrics["psnr"], 0
+        self.state.best_metric, self.state.best_metric_epoch = self.state.metrics["psnr"], 1
 
 
-def trained(evaluator, epoch=0):
+def trained(evaluator, resumed=False):
     trainer = Engine(lambda engine, batch: events.append("step"))
     events = []
-
-    @trainer.on(Events.STARTED)
-    def restore(engine):
-        engine.state.epoch = epoch
-
-    FirstEvaluation(evaluator).attach(trainer)
+    saved = SimpleNamespace(
+        resumed=resumed, save=lambda engine: events.append(f"saved {evaluator.state.best_metric_epoch}")
+    )
+    FirstEvaluation(evaluator, saved).attach(trainer)
     trainer.add_event_handler(Events.STARTED, lambda: events.append(f"evaluated {evaluator.runs} times"))
     trainer.run([0, 1], max_epochs=3)
     return events
@@ -38,21 +36,21 @@ def trained(evaluator, epoch=0):
 
 def test_it_is_scored_once_before_the_first_step(capsys):
     evaluator = Evaluator()
-    assert trained(evaluator) == ["evaluated 1 times", *["step"] * 6]
+    assert trained(evaluator) == ["saved 0", "evaluated 1 times", *["step"] * 6]
     assert evaluator.runs == 1
     printed = capsys.readouterr().out
     assert "Validation before training, of the model that it starts from:" in printed
     assert "Prediction against source as it is: +6.00 dB PSNR." in printed
 
 
-def test_it_is_not_the_best_so_far():
+def test_it_counts_as_epoch_0():
     evaluator = Evaluator()
     trained(evaluator)
-    assert (evaluator.state.best_metric, evaluator.state.best_metric_epoch) == (-1, -1)
+    assert (evaluator.state.best_metric, evaluator.state.best_metric_epoch) == (21.0, 0)
 
 
 def test_a_resumed_training_has_none(capsys):
     evaluator = Evaluator()
-    trained(evaluator, epoch=1)
+    trained(evaluator, resumed=True)
     assert evaluator.runs == 0
     assert "before training" not in capsys.readouterr().out
