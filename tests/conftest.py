@@ -24,6 +24,19 @@ def _one_thread() -> None:
 
 
 @pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Every figure that is saved."""
+    from matplotlib.figure import Figure  # slow to import: most tests draw nothing
+
+    saved: list[Any] = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *args, **kwargs: (saved.append(self), save(self, *args, **kwargs))
+    )
+    return saved
+
+
+@pytest.fixture
 def reggan_weights() -> dict[str, float]:
     """The paper's weights of mode NC+R."""
     return dict(REGGAN)

@@ -9,7 +9,7 @@ from monai.engines import Evaluator
 from tqdm import tqdm
 
 from pipeline.handlers.checkpoint import CheckpointHandler
-from pipeline.handlers.tables import ScoreTable
+from pipeline.reporting import ScoreTable
 
 
 class FirstEvaluation:

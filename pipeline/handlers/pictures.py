@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +16,9 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
-from pipeline.files import replacing
-from pipeline.handlers.drawing import Sample, draw_translation
 from pipeline.metrics import foreground_mask, psnr
+from pipeline.reporting.drawing import draw_translation
+from pipeline.reporting.samples import Sample, batch_samples, evenly_spread, write_samples
 from pipeline.translators import Translator
 
 SEED = 0  # of the pictures' own randomness
@@ -55,43 +55,6 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def evenly_spread(total: int, count: int) -> list[int]:
-    """Up to ``count`` of ``range(total)``: the middles of equal parts, since the ends of a volume show little."""
-    count = min(total, count)
-    return [(2 * part + 1) * total // (2 * count) for part in range(count)]
-
-
-def batch_samples(batch: Mapping[str, Any]) -> list[Sample]:
-    """One sample per item of a batch, of the first channel of each image.
-
-    Args:
-        batch: ``image``, ``label`` and ``pred`` (B, C, X, Y); ``intensity_map``, ``misaligned``, ``warped`` alike and
-            ``ddf`` (B, 2, X, Y) and ``psnr`` (B,) where there are any; ``case`` and ``slice``, B each.
-    """
-
-    def image(key: str, index: int) -> np.ndarray:
-        return torch.as_tensor(batch[key][index]).detach().float().cpu().numpy()
-
-    def optional(key: str, index: int) -> np.ndarray | None:
-        return image(key, index)[0] if key in batch else None
-
-    return [
-        Sample(
-            source=image("image", index)[0],
-            prediction=image("pred", index)[0],
-            target=image("label", index)[0],
-            case=str(case),
-            slice=int(batch["slice"][index]),
-            baseline=optional("intensity_map", index),
-            misaligned=optional("misaligned", index),
-            warped=optional("warped", index),
-            ddf=image("ddf", index) if "ddf" in batch else None,
-            psnr=float(batch["psnr"][index]) if "psnr" in batch else None,
-        )
-        for index, case in enumerate(batch["case"])
-    ]
 
 
 class PictureHandler:
@@ -256,17 +219,4 @@ class EvaluationPictures:
             samples.append(replace(sample, **measured))
         if samples:
             draw_translation(samples, self.path, f"{len(samples)} of {self._seen} evaluated slices")
-            _write_samples(samples, self.samples_path)
-
-
-def _write_samples(samples: Sequence[Sample], path: Path) -> None:
-    arrays: dict[str, Any] = {
-        "image": np.stack([sample.source for sample in samples]).astype(np.float32),
-        "label": np.stack([sample.target for sample in samples]).astype(np.float32),
-        "pred": np.stack([sample.prediction for sample in samples]).astype(np.float32),
-        "case": np.array([sample.case for sample in samples]),
-        "slice": np.array([sample.slice for sample in samples]),
-        "psnr": np.array([np.nan if sample.psnr is None else sample.psnr for sample in samples]),
-    }
-    with replacing(path) as beside, beside.open("wb") as file:  # to a name without .npz NumPy would add it
-        np.savez_compressed(file, **arrays)
+            write_samples(samples, self.samples_path)

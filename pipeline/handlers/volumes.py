@@ -11,9 +11,9 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pipeline.handlers.tables import VOLUME
 from pipeline.inference.scoring import score_volumes
 from pipeline.inference.translation import Translation
+from pipeline.reporting.tables import VOLUME
 
 
 class VolumeScores:

@@ -10,8 +10,8 @@ import torch
 from monai.bundle import ConfigParser
 
 from pipeline.bundle import check_image_size
-from pipeline.handlers.tables import markdown_table
 from pipeline.methods import METHODS
+from pipeline.reporting.tables import markdown_table
 from pipeline.studies.runs import config_paths
 from pipeline.studies.timing import Work, in_turns, peak_memory, random_pair, training_step
 from pipeline.translators import Translator

@@ -11,8 +11,8 @@ from mlflow import MlflowClient
 from monai.bundle import run
 
 from pipeline.bundle import bundle_dir, first_cause
-from pipeline.handlers.mlflow_sender import prepare_environment
 from pipeline.studies.processes import output_into
+from pipeline.tracking.sender import prepare_environment
 
 ERROR_LINES = 8
 

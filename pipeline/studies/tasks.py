@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import replacing
-from pipeline.handlers.tables import markdown_table
 from pipeline.methods import METHODS
+from pipeline.reporting.tables import markdown_table
 
 LONGEST_CELL = 120
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from pipeline.bundle import project_dir
 from pipeline.data import ensure_phantom
-from pipeline.handlers.tables import plain_table
+from pipeline.reporting.tables import plain_table
 from pipeline.studies.noise.cells import SAMPLES, is_finished, read_done, read_progress
 from pipeline.studies.noise.grid import Cell, Study
 from pipeline.studies.noise.runner import StudyRunner, cell_folder, duration

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bundle import project_dir
-from pipeline.handlers import MLflowTracker
-from pipeline.handlers.mlflow_journal import RUN_FILE
-from pipeline.handlers.mlflow_sender import PARENT_TAG
 from pipeline.studies.noise.grid import Cell, Study
+from pipeline.tracking import MLflowRun
+from pipeline.tracking.journal import RUN_FILE
+from pipeline.tracking.sender import PARENT_TAG
 
 PATIENCE = 90.0  # seconds to wait for the store; a new database takes some
 
@@ -22,7 +22,7 @@ class StudyTracker:
     Args:
         study: its name is the experiment's.
         output_dir: folder of the study. If it holds the record of a run, that run is continued.
-        tracking_uri: see `pipeline.handlers.MLflowTracker`; "none" turns tracking off, for the cells as well.
+        tracking_uri: see `pipeline.tracking.MLflowRun`; "none" turns tracking off, for the cells as well.
         facts: further parameters of the parent run.
     """
 
@@ -35,7 +35,7 @@ class StudyTracker:
     ) -> None:
         self._study = study
         self._given_uri = tracking_uri
-        self._tracker = MLflowTracker(
+        self._tracker = MLflowRun(
             output_dir=output_dir,
             tracking_uri=tracking_uri,
             default_store=project_dir() / "outputs" / "mlflow.db",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.handlers.tables import markdown_table
+from pipeline.reporting.tables import markdown_table
 
 
 @dataclass(frozen=True)

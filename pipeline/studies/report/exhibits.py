@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pipeline.reporting import Sample
 from pipeline.studies.report.document import Picture
 from pipeline.studies.report.figures import method_order
 from pipeline.studies.report.findings import Condition, condition_name
 from pipeline.studies.report.galleries import (
     CellSamples,
     Slice,
-    Translation,
     draw_gallery,
     draw_levels,
     error_limit,
@@ -22,7 +22,7 @@ from pipeline.studies.report.galleries import (
 
 SHOWN = ("pix2pix", "reggan")  # as in the supplement's Figures 1 and 2
 
-Loaded = dict[Condition, dict[str, dict[Slice, Translation]]]
+Loaded = dict[Condition, dict[str, dict[Slice, Sample]]]
 
 
 def draw_exhibits(
@@ -97,7 +97,7 @@ def _ends(conditions: Sequence[Condition]) -> list[Condition]:
     return list(dict.fromkeys([*affine[:1], *affine[-1:], *other[-1:]]))
 
 
-def _pair(cells: Mapping[str, dict[Slice, Translation]], shown: Sequence[str]) -> dict[str, dict[Slice, Translation]]:
+def _pair(cells: Mapping[str, dict[Slice, Sample]], shown: Sequence[str]) -> dict[str, dict[Slice, Sample]]:
     wanted = [method for method in shown if method in cells]
     others = [method for method in method_order(cells) if method not in wanted]
     chosen = [*wanted, *others][: max(1, len(shown))]

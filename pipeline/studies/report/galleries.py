@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from pipeline.handlers.panels import Panel, Row, cropping_box, draw_grid, scale_limit
-from pipeline.handlers.pictures import evenly_spread
+from pipeline.reporting.panels import Panel, Row, cropping_box, draw_grid, scale_limit
+from pipeline.reporting.samples import Sample, evenly_spread, read_samples
 
 PANEL_WIDTH = 1.15  # inches; six columns fill the width of a page
 COUNT = 8  # slices, as in the paper's supplement
 ABSENT = "no result"
 
 Slice = tuple[str, int]
-
-
-@dataclass(frozen=True)
-class Translation:
-    """One slice, (X, Y) each in [-1, 1], and the prediction's PSNR in dB."""
-
-    source: np.ndarray
-    target: np.ndarray
-    prediction: np.ndarray
-    psnr: float
-
-    @property
-    def error(self) -> np.ndarray:
-        """Absolute error (X, Y)."""
-        return np.abs(self.prediction - self.target)
 
 
 @dataclass(frozen=True)
@@ -54,43 +36,28 @@ class CellSamples:
     seed: int
     dataset: str
 
-    def load(self) -> dict[Slice, Translation]:
+    def load(self) -> dict[Slice, Sample]:
         """The slices by case and index, in the file's order.
 
         Raises:
-            ValueError: the file is missing, damaged, or its arrays do not fit together.
+            ValueError: see `read_samples`.
         """
-        try:
-            with np.load(self.path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in ("image", "label", "pred", "case", "slice", "psnr")}
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{self.path} holds no samples that can be shown: {error}") from error
-        shape = arrays["image"].shape
-        for name, array in arrays.items():
-            expected = shape if name in ("image", "label", "pred") else shape[:1]
-            if len(shape) != 3 or array.shape != expected:
-                raise ValueError(f"{self.path}: {name} has shape {array.shape}, expected {expected}, image (N, X, Y)")
-        images = zip(arrays["image"], arrays["label"], arrays["pred"], arrays["psnr"], strict=True)
-        keys = zip(arrays["case"], arrays["slice"], strict=True)
-        return {
-            (str(case), int(index)): Translation(source, target, prediction, float(psnr))
-            for (case, index), (source, target, prediction, psnr) in zip(keys, images, strict=True)
-        }
+        return {(sample.case, sample.slice or 0): sample for sample in read_samples(self.path)}
 
 
-def shared_slices(loaded: Sequence[Mapping[Slice, Translation]], count: int = COUNT) -> list[Slice]:
+def shared_slices(loaded: Sequence[Mapping[Slice, Sample]], count: int = COUNT) -> list[Slice]:
     """Up to ``count`` slices, evenly spread, of those that every cell has."""
     common = [key for key in loaded[0] if all(key in samples for samples in loaded)] if loaded else []
     return [common[index] for index in evenly_spread(len(common), count)]
 
 
-def error_limit(loaded: Iterable[Mapping[Slice, Translation]]) -> float:
+def error_limit(loaded: Iterable[Mapping[Slice, Sample]]) -> float:
     """End of the colour scale that galleries of these cells share, in intensity units (the whole range is 2)."""
     return scale_limit("error", ((item.error, item.target) for samples in loaded for item in samples.values()))
 
 
 def draw_gallery(
-    cells: Mapping[str, Mapping[Slice, Translation]],
+    cells: Mapping[str, Mapping[Slice, Sample]],
     slices: Sequence[Slice],
     path: str | Path,
     limit: float,
@@ -125,7 +92,7 @@ def draw_gallery(
 
 
 def draw_levels(
-    cells: Mapping[str, Mapping[str, Mapping[Slice, Translation]]],
+    cells: Mapping[str, Mapping[str, Mapping[Slice, Sample]]],
     levels: Sequence[str],
     key: Slice,
     path: str | Path,
@@ -164,12 +131,12 @@ def draw_levels(
     draw_grid([source, target, *levels], rows, {}, path, title, PANEL_WIDTH)
 
 
-def _box(items: Iterable[Translation]) -> tuple[slice, slice]:
+def _box(items: Iterable[Sample]) -> tuple[slice, slice]:
     return cropping_box(image for item in items for image in (item.source, item.target, item.prediction))
 
 
-def _caption(item: Translation) -> str:
-    return "" if np.isnan(item.psnr) else f"PSNR {item.psnr:.2f} dB"
+def _caption(item: Sample) -> str:
+    return "" if item.psnr is None else f"PSNR {item.psnr:.2f} dB"
 
 
 def _label(key: Slice) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.files import replacing
-from pipeline.handlers.tables import MISSING
+from pipeline.reporting.tables import MISSING
 from pipeline.studies.report.document import Picture, Section, Table, as_html, as_markdown
 from pipeline.studies.report.exhibits import SHOWN, draw_exhibits
 from pipeline.studies.report.figures import draw_curves

@@ -1,4 +1,4 @@
-"""Properties of the score tables and of what is written per case."""
+"""Properties of the tables that an evaluation writes and a training prints."""
 
 from __future__ import annotations
 
@@ -11,15 +11,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 
-from pipeline.handlers.tables import (
-    CaseTable,
-    ScoreTable,
-    SummaryHandler,
-    markdown_table,
-    plain_table,
-    score_rows,
-    summarise,
-)
+from pipeline.handlers import CaseTable, SummaryHandler
 
 METRICS = {
     "psnr": 25.0,
@@ -58,36 +50,6 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_score_rows_set_the_prediction_beside_both_baselines():
-    rows = score_rows(METRICS)
-    assert [row[0] for row in rows] == ["", "prediction", "source as it is", "intensity map"]
-    assert rows[1][1:] == ["0.0300", "25.00", "0.9000"]
-    assert rows[3][1:] == ["0.0500", "22.00", "0.8000"]
-
-
-def test_score_rows_accept_tensors_and_show_what_is_missing():
-    rows = score_rows({"psnr": torch.tensor(20.0), "source_ssim": 0.5})
-    assert rows[1:] == [["prediction", "-", "20.00", "-"], ["source as it is", "-", "-", "0.5000"]]
-
-
-def test_plain_table_has_aligned_columns():
-    lines = plain_table(score_rows(METRICS)).splitlines()
-    assert len({len(line) for line in lines}) == 1
-    assert set(lines[1]) == {"-", " "}
-
-
-def test_markdown_table_has_as_many_cells_in_each_row():
-    lines = markdown_table([["", "a|b"], ["x", "1"]]).splitlines()
-    assert lines == ["|  | a\\|b |", "| --- | ---: |", "| x | 1 |"]
-
-
-def test_table_says_what_is_gained_over_each_baseline():
-    text = ScoreTable(METRICS).text()
-    assert "Prediction against source as it is: +9.50 dB PSNR." in text
-    assert "Prediction against intensity map: +3.00 dB PSNR." in text
-    assert "| prediction |" in ScoreTable(METRICS).markdown()
-
-
 SIDE = {
     "source_information": 1.2,
     "label_source_information": 1.5,
@@ -96,21 +58,6 @@ SIDE = {
     "identity_endpoint_error": 2.25,
     "folded": 0.0125,
 }
-
-
-def test_what_else_was_measured_has_tables_of_its_own():
-    lines = ScoreTable({**METRICS, **SIDE}).text().splitlines()
-    assert lines[: len(ScoreTable(METRICS).text().splitlines())] == ScoreTable(METRICS).text().splitlines()
-    leak, registration = lines.index("Leak and blur:"), lines.index("Registration:")
-    assert [line.split() for line in lines[leak + 4 : leak + 6]] == [
-        ["prediction", "1.200", "0.620"],
-        ["true", "target", "1.500", "-"],
-    ]
-    assert [line.split() for line in lines[registration + 4 :]] == [
-        ["registration", "network", "0.500", "1.25%"],
-        ["no", "registration", "2.250", "-"],
-    ]
-    assert "| no registration | 2.250 | - |" in ScoreTable({**METRICS, **SIDE}).markdown()
 
 
 def test_summary_has_the_other_tables_where_they_were_measured(tmp_path):
@@ -123,10 +70,6 @@ def test_summary_has_the_other_tables_where_they_were_measured(tmp_path):
     assert "| prediction | 1.300 ± 0.173 | 0.720 ± 0.173 |" in full
     assert "| registration network | 0.600 ± 0.173 | 11.25% ± 17.32% |" in full
     assert "| no registration | 2.350 ± 0.173 | - |" in full
-
-
-def test_table_claims_no_gain_from_values_that_are_not_finite():
-    assert ScoreTable({"psnr": math.inf, "source_psnr": math.inf}).gains() == []
 
 
 def test_csv_has_a_row_per_slice_and_a_column_per_metric(tmp_path):
@@ -160,11 +103,6 @@ def test_values_that_are_not_finite_stay_in_the_csv_and_are_noted_in_the_summary
     assert len(summary["notes"]) == 1
     assert "psnr: 2 of 3 values are not finite (1 infinite, 1 not a number)" in summary["notes"][0]
     assert "Notes" in (tmp_path / "summary.md").read_text()
-
-
-def test_statistics_of_nothing_are_null():
-    summary = summarise(["a"], {"psnr": torch.tensor([math.inf]).numpy()})
-    assert summary["slices"]["psnr"] == {"mean": None, "std": None, "median": None, "count": 0}
 
 
 VOLUMES = [

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from pipeline.handlers import panels
+from pipeline.reporting import panels
 from pipeline.studies.report import figures
 from pipeline.studies.report.findings import Findings
 from pipeline.studies.report.galleries import CellSamples, error_limit, shared_slices

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.handlers.mlflow_rules import (
+from pipeline.tracking.rules import (
     clean_key,
     clean_values,
     resolve_tracking_uri,

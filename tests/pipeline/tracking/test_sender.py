@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.handlers import MLflowTracker, mlflow_sender
-from pipeline.handlers.mlflow_journal import Journal, RunRecord
-from pipeline.handlers.mlflow_rules import dataset_input
-from pipeline.handlers.mlflow_sender import RunSender
+from pipeline.handlers import MLflowTracker
+from pipeline.tracking import sender as mlflow_sender
+from pipeline.tracking.journal import Journal, RunRecord
+from pipeline.tracking.rules import dataset_input
+from pipeline.tracking.sender import RunSender
 
 pytestmark = pytest.mark.usefixtures("mlflow_environment")
 

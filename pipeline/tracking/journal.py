@@ -126,7 +126,7 @@ class Journal:
         """Adds a record; warns, once, if the disk does not take it.
 
         Args:
-            kind: what the record says, see `pipeline.handlers.mlflow_sender.RunSender`.
+            kind: what the record says, see `pipeline.tracking.sender.RunSender`.
             **content: JSON values.
         """
         line = json.dumps({"kind": kind, **content}) + "\n"

@@ -9,50 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.handlers.panels import Panel, Row, cropping_box, draw_grid, scale_limit
-
-IMAGES = ("source", "prediction", "target", "baseline", "misaligned", "warped")  # of a sample
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One slice and what became of it; arrays (X, Y), as they lie in the volume, intensities in [-1, 1].
-
-    Attributes:
-        source: the input.
-        prediction: what the network makes of it.
-        target: the aligned target.
-        case: the patient.
-        slice: index of the slice.
-        baseline: another prediction to compare with.
-        misaligned: the target as training sees it.
-        warped: the prediction, warped onto the misaligned target.
-        ddf: displacement field (2, X, Y) in pixels, pull-back, channel i along axis i.
-        psnr: of the prediction, in dB.
-        baseline_psnr: of the baseline, in dB.
-    """
-
-    source: np.ndarray
-    prediction: np.ndarray
-    target: np.ndarray
-    case: str = ""
-    slice: int | None = None
-    baseline: np.ndarray | None = None
-    misaligned: np.ndarray | None = None
-    warped: np.ndarray | None = None
-    ddf: np.ndarray | None = None
-    psnr: float | None = None
-    baseline_psnr: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.source.ndim != 2:
-            raise ValueError(f"pictures show slices (X, Y), got a source of shape {self.source.shape}")
-        for name in IMAGES:
-            image = getattr(self, name)
-            if image is not None and image.shape != self.source.shape:
-                raise ValueError(f"{name} has shape {image.shape}, expected the source's {self.source.shape}")
-        if self.ddf is not None and self.ddf.shape != (2, *self.source.shape):
-            raise ValueError(f"ddf has shape {self.ddf.shape}, expected {(2, *self.source.shape)}")
+from pipeline.reporting.panels import Panel, Row, cropping_box, draw_grid, scale_limit
+from pipeline.reporting.samples import IMAGES, Sample
 
 
 @dataclass(frozen=True)

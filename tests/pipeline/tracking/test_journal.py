@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.handlers.mlflow_journal import Journal, RunRecord, leftovers, read_segment
+from pipeline.tracking.journal import Journal, RunRecord, leftovers, read_segment
 
 RECORD = RunRecord("sqlite:////a.db", "study", key="k" * 32, start_time=1)
 

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from ignite.engine import Engine, Events
 
-from pipeline.handlers import MLflowTracker, mlflow_sender
+from pipeline.handlers import MLflowTracker
+from pipeline.tracking import sender as mlflow_sender
 
 _spec = importlib.util.spec_from_file_location("tracked_run", Path(__file__).with_name("tracked_run.py"))
 tracked_run = importlib.util.module_from_spec(_spec)

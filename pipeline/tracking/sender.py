@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import ProcessLock
-from pipeline.handlers.mlflow_journal import Journal, leftovers, read_segment
-from pipeline.handlers.mlflow_rules import METRICS_PER_BATCH, PARAMS_AND_TAGS_PER_BATCH, sqlite_path
+from pipeline.tracking.journal import Journal, leftovers, read_segment
+from pipeline.tracking.rules import METRICS_PER_BATCH, PARAMS_AND_TAGS_PER_BATCH, sqlite_path
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class RunSender:
     - ``params`` and ``tags``: ``values``, a dict of strings
     - ``inherit``: the parent's parameters are taken over where the run has none of that name; ``values`` if it has no
       parent
-    - ``inputs``: ``dataset`` and ``tags``, see `pipeline.handlers.mlflow_rules.dataset_input`
+    - ``inputs``: ``dataset`` and ``tags``, see `pipeline.tracking.rules.dataset_input`
     - ``metrics``: ``time`` in milliseconds, ``steps``, a list, and ``values``, a dict of lists of the same length
     - ``artifact``: ``path`` of a file below the journal's folder, and the artifacts' ``folder`` to put it in
     - ``end``: ``status`` and ``time`` in milliseconds

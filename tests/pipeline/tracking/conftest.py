@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.handlers.mlflow_sender import ENVIRONMENT_DEFAULTS, make_client
+from pipeline.tracking.sender import ENVIRONMENT_DEFAULTS, make_client
 
 
 @pytest.fixture

@@ -1,0 +1,276 @@
+"""Tables of scores: on the console, and summed up to read or to go on with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Prefix of a candidate's metrics in ``engine.state.metrics`` -> what readers call it.
+CANDIDATES: dict[str, str] = {"": "prediction", "source_": "source as it is", "intensity_map_": "intensity map"}
+# Metric -> column title and number format.
+METRICS: dict[str, tuple[str, str]] = {
+    "nmae": ("NMAE (lower is better)", ".4f"),
+    "psnr": ("PSNR in dB (higher)", ".2f"),
+    "ssim": ("SSIM (higher)", ".4f"),
+}
+# The same for whole volumes.
+VOLUME_METRICS: dict[str, tuple[str, str]] = {"mae": ("MAE in the target's units (lower)", ".2f"), **METRICS}
+VOLUME = "volume_"
+"""How the names of the metrics of whole volumes begin, to tell them from those of slices."""
+MISSING = "-"
+
+
+class SideTable(NamedTuple):
+    """A small table beside that of the scores, shown where its metrics were measured.
+
+    Args:
+        title: what it is about.
+        rows: prefix of a row's metrics -> what readers call it.
+        metrics: metric -> column title and number format.
+        note: what one has to know to read it.
+    """
+
+    title: str
+    rows: Mapping[str, str]
+    metrics: Mapping[str, tuple[str, str]]
+    note: str
+
+
+SIDE_TABLES = (
+    SideTable(
+        "Leak and blur",
+        {"": "prediction", "label_": "true target"},
+        {
+            "source_information": ("information shared with the source, nats", ".3f"),
+            "high_frequency": ("fine detail against the target's", ".3f"),
+        },
+        "Less shared with the source than the true target has: the geometry is not the source's. "
+        "Detail below 1 is blur, above 1 noise or artefacts.",
+    ),
+    SideTable(
+        "Registration",
+        {"": "registration network", "identity_": "no registration"},
+        {"endpoint_error": ("endpoint error in pixels (lower is better)", ".3f"), "folded": ("folded pixels", ".2%")},
+        "Test pairs misaligned at this config's noise level; errors over the foreground of the misaligned target, as "
+        "far as its counterpart lies in the image.",
+    ),
+)
+
+Row = Sequence[str]
+
+
+def plain_table(rows: Sequence[Row]) -> str:
+    """Align rows for a console: first column to the left, the others (numbers) to the right, a rule under the header.
+
+    Args:
+        rows: header first, all of one length.
+    """
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(cells))
+        for cells in (list(zip(row, widths, strict=True)) for row in rows)
+    ]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """Write rows as a Markdown table, numbers to the right.
+
+    Args:
+        rows: header first, all of one length.
+    """
+    rule = ["---", *["---:"] * (len(rows[0]) - 1)]
+    escaped = ([cell.replace("|", "\\|") for cell in row] for row in (rows[0], rule, *rows[1:]))
+    return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
+
+
+def _number(value: Any, form: str) -> str:
+    return format(float(value), form)
+
+
+def _rows(
+    entries: Mapping[str, Any],
+    cell: Callable[[Any, str], str],
+    candidates: Mapping[str, str] = CANDIDATES,
+    metrics: Mapping[str, tuple[str, str]] = METRICS,
+) -> list[list[str]]:
+    rows = [["", *(title for title, _ in metrics.values())]]
+    for prefix, candidate in candidates.items():
+        if any(prefix + metric in entries for metric in metrics):
+            cells = [
+                cell(entries[prefix + metric], form) if prefix + metric in entries else MISSING
+                for metric, (_, form) in metrics.items()
+            ]
+            rows.append([candidate, *cells])
+    return rows
+
+
+def _side_tables(
+    entries: Mapping[str, Any], cell: Callable[[Any, str], str]
+) -> Iterator[tuple[SideTable, list[list[str]]]]:
+    for table in SIDE_TABLES:
+        rows = _rows(entries, cell, table.rows, table.metrics)
+        if len(rows) > 1:
+            yield table, rows
+
+
+class ScoreTable:
+    """The prediction's scores beside those of both baselines, and small tables of what else was measured.
+
+    Args:
+        metrics: scalars by name as the evaluator keeps them: ``psnr``, ``source_psnr``, ``intensity_map_psnr``, and the
+            same for ``nmae`` and ``ssim``, and those of ``SIDE_TABLES``. What is not there is shown as "-", a candidate
+            without scores not at all.
+        columns: metric -> column title and number format, of the first table.
+    """
+
+    def __init__(self, metrics: Mapping[str, Any], columns: Mapping[str, tuple[str, str]] = METRICS) -> None:
+        self.metrics = dict(metrics)
+        self.rows = _rows(self.metrics, _number, metrics=columns)
+
+    def text(self) -> str:
+        """Aligned for a console, with the gain over each baseline below."""
+        side = (["", f"{table.title}:", "", plain_table(rows)] for table, rows in _side_tables(self.metrics, _number))
+        return "\n".join([plain_table(self.rows), "", *self.gains(), *chain.from_iterable(side)]).rstrip()
+
+    def markdown(self) -> str:
+        """As Markdown tables, with the gain over each baseline below the first."""
+        side = (
+            ["", f"{table.title}:", "", markdown_table(rows)] for table, rows in _side_tables(self.metrics, _number)
+        )
+        return "\n".join([markdown_table(self.rows), "", *self.gains(), *chain.from_iterable(side)]).rstrip()
+
+    def gains(self) -> list[str]:
+        """One sentence per baseline: by how many dB of PSNR the prediction is better or worse."""
+        gains = []
+        for prefix, candidate in CANDIDATES.items():
+            if prefix and "psnr" in self.metrics and f"{prefix}psnr" in self.metrics:
+                gain = float(self.metrics["psnr"]) - float(self.metrics[f"{prefix}psnr"])
+                if math.isfinite(gain):
+                    gains.append(f"Prediction against {candidate}: {gain:+.2f} dB PSNR.")
+        return gains
+
+
+def summarise(cases: Sequence[str], columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Statistics over slices and over patients.
+
+    Args:
+        cases: patient of each slice, N.
+        columns: values (N,) of each metric.
+
+    Returns:
+        ``slices`` and ``over_patients``: statistics by metric; ``patients``: number of slices and mean of each metric
+        by patient; ``notes``: what was left out. Safe for JSON.
+    """
+    patients = list(dict.fromkeys(cases))
+    of_patient = {patient: np.array([case == patient for case in cases]) for patient in patients}
+    notes: list[str] = []
+    means: dict[str, dict[str, Any]] = {patient: {"slices": int(of_patient[patient].sum())} for patient in patients}
+    slices, over_patients = {}, {}
+    for name, values in columns.items():
+        slices[name] = _statistics(values)
+        for patient in patients:
+            means[patient][name] = _statistics(values[of_patient[patient]])["mean"]
+        finite_means = [means[patient][name] for patient in patients if means[patient][name] is not None]
+        over_patients[name] = _statistics(np.array(finite_means, dtype=float))
+        left_out = len(values) - slices[name]["count"]
+        if left_out:
+            infinite, undefined = int(np.isinf(values).sum()), int(np.isnan(values).sum())
+            notes.append(
+                f"{name}: {left_out} of {len(values)} values are not finite ({infinite} infinite, {undefined} not a "
+                "number) and are left out of the statistics"
+            )
+    return {"slices": slices, "over_patients": over_patients, "patients": means, "notes": notes}
+
+
+def summarise_volumes(volumes: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+    """Statistics of whole volumes.
+
+    Args:
+        volumes: rows with ``case`` and scores by name.
+
+    Returns:
+        ``over_patients``: statistics by score, each patient counting once; ``patients``: number of volumes and mean of
+        each score by patient. And notes on what was left out.
+    """
+    scores = [name for name in volumes[0] if name not in ("case", "volume")]
+    columns = {name: np.array([volume[name] for volume in volumes], dtype=float) for name in scores}
+    summary = summarise([str(volume["case"]) for volume in volumes], columns)
+    patients = {case: {"volumes": means.pop("slices"), **means} for case, means in summary["patients"].items()}
+    notes = [f"volumes: {note}" for note in summary["notes"]]
+    return {"over_patients": summary["over_patients"], "patients": patients}, notes
+
+
+def _statistics(values: np.ndarray) -> dict[str, Any]:
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return {"mean": None, "std": None, "median": None, "count": 0}
+    return {
+        "mean": float(finite.mean()),
+        "std": float(finite.std(ddof=1)) if finite.size > 1 else None,
+        "median": float(np.median(finite)),
+        "count": int(finite.size),
+    }
+
+
+def summary_markdown(summary: Mapping[str, Any]) -> str:
+    """The summary as a page to read.
+
+    Args:
+        summary: as returned by ``summarise``.
+    """
+    patients = summary["patients"]
+    slices = sum(patient["slices"] for patient in patients.values())
+    parts = ["# Evaluation"]
+    if "volumes" in summary:
+        volumes = summary["volumes"]
+        count = sum(patient["volumes"] for patient in volumes["patients"].values())
+        parts += [
+            "## Whole volumes",
+            f"Volumes: {count}. Patients: {len(volumes['patients'])}, each counting once. Translated as for use, and "
+            "compared in the source's geometry and in physical units, nothing left out: MAE, NMAE and PSNR over the "
+            "target's foreground, SSIM over the whole volume; the range is the model's target window. Given are mean ± "
+            "standard deviation.",
+            markdown_table(_rows(volumes["over_patients"], _mean_and_std, metrics=VOLUME_METRICS)),
+            markdown_table(_patient_rows(volumes["patients"], "volumes", VOLUME_METRICS)),
+        ]
+    parts += [
+        "## Over slices",
+        f"Slices: {slices}. Patients: {len(patients)}. At the size of the training, scaled to [-1, 1], without the "
+        "slices that show too little, as in the paper. Given are mean ± standard deviation.",
+        markdown_table(_rows(summary["slices"], _mean_and_std)),
+        "## Over patients",
+        "Each patient counts once, with the mean of its slices.",
+        markdown_table(_rows(summary["over_patients"], _mean_and_std)),
+        *chain.from_iterable(
+            (f"## {table.title}", f"Over slices. {table.note}", markdown_table(rows))
+            for table, rows in _side_tables(summary["slices"], _mean_and_std)
+        ),
+        "## Each patient",
+        markdown_table(_patient_rows(patients, "slices", METRICS)),
+    ]
+    if summary["notes"]:
+        parts += ["## Notes", "\n".join(f"- {note}." for note in summary["notes"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _mean_and_std(entry: Mapping[str, Any], form: str) -> str:
+    if entry["mean"] is None:
+        return MISSING
+    spread = "" if entry["std"] is None else f" ± {entry['std']:{form}}"
+    return f"{entry['mean']:{form}}{spread}"
+
+
+def _patient_rows(
+    patients: Mapping[str, Mapping[str, Any]], counted: str, metrics: Mapping[str, tuple[str, str]]
+) -> list[list[str]]:
+    rows = [["patient", counted, *(title.split()[0] for title, _ in metrics.values())]]
+    for name, means in patients.items():
+        values = [(means.get(metric), form) for metric, (_, form) in metrics.items()]
+        cells = [MISSING if value is None else format(value, form) for value, form in values]
+        rows.append([name, str(means[counted]), *cells])
+    return rows
