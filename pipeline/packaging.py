@@ -18,6 +18,7 @@ from monai.bundle import ConfigParser
 from pipeline.bundle import CONFIG_FILE, check_image_size, first_cause
 from pipeline.files import replacing
 from pipeline.inference import Translation
+from pipeline.metrics.catalogue import names_in
 from pipeline.models import BEST, MODEL, Model, ModelError, Recipe, file_digest
 from pipeline.provenance import environment, git_state, redact
 from transforms import RestoreIntensity
@@ -26,7 +27,6 @@ CODE = ("pipeline", "transforms")
 NOT_TAKEN = ("pipeline/label_app/",)  # an application beside the bundle, with an environment of its own
 PROVENANCE_FILE = "provenance.json"
 RECIPE_FILE = "recipe.json"
-SCORES = ("nmae", "psnr", "ssim")
 # DICOM's names of modalities, which metadata.json has, by words of ours.
 MODALITIES = {
     "CT": ("CT", "CBCT"),
@@ -231,7 +231,7 @@ def _provenance(model: Model, run: Path | None, data_source: str, version: str, 
     summary = run / "evaluation" / "summary.json"
     if summary.is_file():
         slices = _read_json(summary)["slices"]
-        provenance["scores"] |= {f"test_{name}": slices[name]["mean"] for name in SCORES if name in slices}
+        provenance["scores"] |= {f"test_{name}": slices[name]["mean"] for name in names_in("quality") if name in slices}
     tracked = run / "mlflow_run.json"
     if tracked.is_file():
         provenance["mlflow_run_id"] = _read_json(tracked)["run_id"]
@@ -250,7 +250,7 @@ def _validation_scores(model: Model, path: Path) -> dict[str, Any]:
         logger.warning("%s is not of the weights in %s: the package says no validation scores", path, model.path)
         return {}
     metrics = best.content["trainer"]["best_metrics"]
-    return {f"validation_{name}": metrics.get(name) for name in SCORES}
+    return {f"validation_{name}": metrics.get(name) for name in names_in("quality")}
 
 
 def _source_files(root: Path, folders: tuple[str, ...]) -> Iterator[Path]:

@@ -12,7 +12,8 @@ import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from tqdm import tqdm
 
-from pipeline.reporting.tables import VOLUME, VOLUME_METRICS, ScoreTable
+from pipeline.metrics.catalogue import VOLUME
+from pipeline.reporting.tables import ScoreTable, volume_metrics
 from pipeline.tracking import TrackedEvaluation, now
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class EvaluationReport:
                 if name.startswith(VOLUME)
             }
             lines += ["", f"{len(volumes)} whole volumes of {count} patients, in physical units:", ""]
-            lines.append(ScoreTable(scores, VOLUME_METRICS).text())
+            lines.append(ScoreTable(scores, volume_metrics(scores)).text())
         width = max(len(label) for label in PLACES) + 1
         where = [f"{(label + ':').ljust(width)} {path}" for label, path in self._files().items()]
         lines += ["", f"{slices} slices of {patients} patients, at the size of the training, scaled to [-1, 1]:", ""]

@@ -20,6 +20,7 @@ from pipeline.metrics import foreground_mask, psnr
 from pipeline.reporting.drawing import draw_translation
 from pipeline.reporting.samples import Sample, batch_samples, evenly_spread, write_samples
 from pipeline.translators import Translator
+from transforms.scale import DATA_RANGE
 
 SEED = 0  # of the pictures' own randomness
 # What the evaluator's output holds for a picture.
@@ -140,7 +141,7 @@ class PictureHandler:
             key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in self._batch.items()
         }
         batch["pred"] = self.network(batch["image"])
-        batch["psnr"] = psnr(batch["pred"], batch["label"], data_range=2.0, mask=foreground_mask(batch["label"]))
+        batch["psnr"] = psnr(batch["pred"], batch["label"], data_range=DATA_RANGE, mask=foreground_mask(batch["label"]))
         if getattr(self.network, "registration", None) is not None:
             fixed = batch["label"]
             if self.noise is not None:

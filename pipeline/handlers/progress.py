@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from pipeline.handlers.exceptions import on_exception
 from pipeline.handlers.losses import LossEvents
+from pipeline.metrics.catalogue import CATALOGUE, Metric
 
 LINES_PER_EPOCH = 10
 # A short bar and nothing superfluous: what does not fit a narrow terminal is cut off at the end.
 BAR = "{desc}{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left{postfix}"
-METRIC_FORMATS = {"psnr": "PSNR {:.2f} dB", "ssim": "SSIM {:.4f}", "nmae": "NMAE {:.4f}"}
 
 
 class ProgressHandler:
@@ -118,7 +118,7 @@ class ProgressHandler:
     def _show_metrics(self, trainer: Engine) -> None:
         found: dict[str, Any] = self.evaluator.state.metrics if self.evaluator is not None else {}
         shown = [
-            METRIC_FORMATS.get(name, name + " {:.4g}").format(float(found[name]))
+            CATALOGUE.get(name, Metric(name, name, form=".4g")).said(float(found[name]))
             for name in self.metrics
             if name in found
         ]

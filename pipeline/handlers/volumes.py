@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from pipeline.inference.scoring import score_volumes
 from pipeline.inference.translation import Translation
-from pipeline.reporting.tables import VOLUME
+from pipeline.metrics.catalogue import VOLUME
 
 
 class VolumeScores:

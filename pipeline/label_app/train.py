@@ -19,8 +19,9 @@ from pipeline.bundle import CONFIG_FILE, first_cause
 from pipeline.data.datalist import name_of
 from pipeline.files import replacing
 from pipeline.label_app.infer import WEIGHTS, request_device
+from pipeline.metrics.catalogue import names_in
 from pipeline.models import MODEL, Model, file_digest
-from pipeline.packaging import PROVENANCE_FILE, SCORES
+from pipeline.packaging import PROVENANCE_FILE
 from pipeline.provenance import redact
 
 STATS_FILE = "label_stats.json"
@@ -92,7 +93,7 @@ class Publisher:
                 "started_from_sha256": self._started_from,
                 "config": CONFIG_FILE,
                 "training": {"epoch": state.epoch, "iteration": state.iteration},
-                "scores": {f"validation_{name}": metrics.get(name) for name in SCORES},
+                "scores": {f"validation_{name}": metrics.get(name) for name in names_in("quality")},
             }
             with replacing(self.target) as path:
                 shutil.copyfile(self.source, path)

@@ -11,8 +11,7 @@ from monai.utils import convert_to_tensor
 from torch import nn
 
 from pipeline.metrics.image import foreground_mask
-
-INTENSITY_RANGE = (-1.0, 1.0)
+from transforms.scale import BACKGROUND, INTENSITY_RANGE
 
 
 class IntensityMap(nn.Module):
@@ -25,7 +24,6 @@ class IntensityMap(nn.Module):
 
     Args:
         bins: number of bins, at least 2.
-        background: value of the background in both images.
 
     Attributes:
         values: target intensity of each bin, (bins,), the one entry of the state dict; nan before fitting.
@@ -36,12 +34,11 @@ class IntensityMap(nn.Module):
 
     values: torch.Tensor
 
-    def __init__(self, bins: int = 256, background: float = -1.0) -> None:
+    def __init__(self, bins: int = 256) -> None:
         super().__init__()
         if bins < 2:
             raise ValueError(f"bins must be at least 2, got {bins}")
         self.bins = bins
-        self.background = background
         self.fitted = False
         self.register_buffer("values", torch.full((bins,), torch.nan))
         self.register_load_state_dict_post_hook(_note_fitted)
@@ -68,7 +65,7 @@ class IntensityMap(nn.Module):
                 raise ValueError(
                     f"image and label must have one shape, got {tuple(source.shape)} and {tuple(target.shape)}"
                 )
-            seen = foreground_mask(source, self.background) & foreground_mask(target, self.background)
+            seen = foreground_mask(source) & foreground_mask(target)
             index = self._bin(source[seen])
             count += torch.bincount(index, minlength=self.bins).cpu()
             total += torch.bincount(index, weights=target[seen].double(), minlength=self.bins).cpu()
@@ -94,7 +91,7 @@ class IntensityMap(nn.Module):
         if not self.fitted:
             raise RuntimeError("the intensity map is not fitted: call fit(pairs) or load a fitted state first")
         mapped = self.values.to(source.device)[self._bin(source)]
-        return torch.where(foreground_mask(source, self.background), mapped, self.background)
+        return torch.where(foreground_mask(source), mapped, BACKGROUND)
 
     def _bin(self, intensity: torch.Tensor) -> torch.Tensor:
         low, high = INTENSITY_RANGE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ignite.distributed as idist
@@ -12,23 +12,10 @@ from ignite.exceptions import NotComputableError
 from ignite.metrics import Metric
 from monai.utils import evenly_divisible_all_gather
 
-from pipeline.metrics.content import high_frequency_ratio, mutual_information
-from pipeline.metrics.image import foreground_mask, mae, nmae, psnr, ssim
+from pipeline.metrics.catalogue import CATALOGUE, PREDICTION, TARGET, Score, metrics_in, names_in
+from pipeline.metrics.image import foreground_mask
 from pipeline.metrics.registration import endpoint_error, folded_fraction, points_inside
-
-Score = Callable[..., torch.Tensor]
-SCORES: dict[str, Score] = {
-    "mae": mae,
-    "nmae": nmae,
-    "psnr": psnr,
-    "ssim": ssim,
-    "high_frequency": high_frequency_ratio,
-    "source_information": mutual_information,
-}
-WHOLE_IMAGE = ("ssim",)  # by the paper's definition; the other scores keep to the foreground
-PREDICTION, TARGET = "pred", "label"
-REFERENCES = {"source_information": "image"}  # the other scores compare with the target
-REGISTRATION_SCORES = ("endpoint_error", "identity_endpoint_error", "folded")
+from transforms.scale import DATA_RANGE
 
 
 class ValuePerCase(Metric):
@@ -102,43 +89,38 @@ class CaseMetric(ValuePerCase):
     Reads `engine.state.output[candidate]`, `[reference]` and `["label"]`, (B, C, *spatial) each.
 
     Args:
-        score: a name in `SCORES`, or a function `score(candidate, reference, *, data_range, mask)` -> (B,).
+        score: a name in the catalogue, or a function `score(candidate, reference, *, data_range, mask)` -> (B,).
         candidate: key of the image to score: "pred", or a baseline's.
-        data_range: width of the range of intensities.
-        background: value of the target's background.
-        masked: whether to keep to the target's foreground; None for the paper's definition, by which all but "ssim" do.
-        reference: key of the image to compare with; None for the score's own: the source ("image") for
-            "source_information", the target ("label") for the others.
+        masked: whether to keep to the target's foreground; None for the catalogue's word, or True of a function.
+        reference: key of the image to compare with; None for the catalogue's word, or the target ("label") of a
+            function.
 
     Raises:
-        ValueError: when there is no such score or `data_range` is not above 0.
+        ValueError: when there is no such score.
     """
 
     def __init__(
         self,
         score: str | Score,
         candidate: str = PREDICTION,
-        data_range: float = 2.0,
-        background: float = -1.0,
         masked: bool | None = None,
         reference: str | None = None,
     ) -> None:
-        if not callable(score) and score not in SCORES:
-            raise ValueError(f"score must be a function or one of {', '.join(SCORES)}, got {score!r}")
-        if not data_range > 0:
-            raise ValueError(f"data_range must be above 0, got {data_range}")
-        self.score = score if callable(score) else SCORES[score]
-        self.data_range = float(data_range)
-        self.background = float(background)
-        self.masked = score not in WHOLE_IMAGE if masked is None else masked
-        own = TARGET if callable(score) else REFERENCES.get(score, TARGET)
+        known = CATALOGUE.get(score) if isinstance(score, str) else None
+        function = score if known is None else known.score
+        if function is None or isinstance(function, str):
+            names = ", ".join(name for name, metric in CATALOGUE.items() if metric.score is not None)
+            raise ValueError(f"score must be a function or one of {names}, got {score!r}")
+        self.score = function
+        self.masked = masked if masked is not None else known is None or known.masked
+        own = TARGET if known is None else known.reference
         super().__init__((candidate, own if reference is None else reference, TARGET))
 
     def values(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Score candidate against reference over the target's foreground; cases without any do not count."""
         candidate, reference, target = tensors
-        mask = foreground_mask(target, self.background) if self.masked else None
-        values = self.score(candidate, reference, data_range=self.data_range, mask=mask)
+        mask = foreground_mask(target) if self.masked else None
+        values = self.score(candidate, reference, data_range=DATA_RANGE, mask=mask)
         return values, None if mask is None else mask.flatten(1).any(1)
 
 
@@ -153,17 +135,15 @@ class RegistrationMetric(ValuePerCase):
     Args:
         score: "endpoint_error", mean distance in voxels between where both fields point; "identity_endpoint_error",
             that of a field of zeros; "folded", share of all voxels of the image at which the field found folds.
-        background: value of the target's background.
 
     Raises:
         ValueError: when there is no such score.
     """
 
-    def __init__(self, score: str, background: float = -1.0) -> None:
-        if score not in REGISTRATION_SCORES:
-            raise ValueError(f"score must be one of {', '.join(REGISTRATION_SCORES)}, got {score!r}")
+    def __init__(self, score: str) -> None:
+        if score not in names_in("registration"):
+            raise ValueError(f"score must be one of {', '.join(names_in('registration'))}, got {score!r}")
         self.score = score
-        self.background = float(background)
         super().__init__(("ddf", "true_ddf", "misaligned"))
 
     def values(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -171,27 +151,24 @@ class RegistrationMetric(ValuePerCase):
         ddf, true_ddf, misaligned = tensors
         if self.score == "folded":
             return folded_fraction(ddf), None
-        mask = foreground_mask(misaligned, self.background).any(1, keepdim=True) & points_inside(true_ddf)
+        mask = foreground_mask(misaligned).any(1, keepdim=True) & points_inside(true_ddf)
         found = ddf if self.score == "endpoint_error" else torch.zeros_like(ddf)
         return endpoint_error(found, true_ddf, mask), mask.flatten(1).any(1)
 
 
 def case_metrics(
-    scores: Sequence[str] = ("psnr", "ssim", "nmae"),
+    scores: Sequence[str] | None = None,
     candidates: Sequence[str] = (PREDICTION, "source", "intensity_map"),
-    data_range: float = 2.0,
-    background: float = -1.0,
-    extra: Mapping[str, Sequence[str]] | None = None,
+    extra: Mapping[str, Sequence[str]] | bool = False,
     registration: bool = False,
 ) -> dict[str, ValuePerCase]:
     """Make the metrics of an evaluation: every score for every candidate.
 
     Args:
-        scores: names of scores, see `CaseMetric`.
+        scores: names of scores, see `CaseMetric`; None for the catalogue's of the group "quality".
         candidates: keys of the engine's output: the prediction and the baselines.
-        data_range: width of the range of intensities.
-        background: value of the target's background.
-        extra: further scores by name, each with the candidates that it is made for.
+        extra: further scores by name, each with the candidates that it is made for; True for the catalogue's of the
+            group "content".
         registration: whether to add those of `RegistrationMetric`.
 
     Returns:
@@ -201,14 +178,15 @@ def case_metrics(
     Raises:
         ValueError: when there is no such score.
     """
+    if isinstance(extra, bool):
+        extra = {metric.name: metric.candidates for metric in metrics_in("content")} if extra else {}
+    scores = names_in("quality") if scores is None else scores
     wanted = [(score, candidate) for candidate in candidates for score in scores]
-    wanted += [(score, candidate) for score, some in (extra or {}).items() for candidate in some]
+    wanted += [(score, candidate) for score, some in extra.items() for candidate in some]
     metrics: dict[str, ValuePerCase] = {
-        score if candidate == PREDICTION else f"{candidate}_{score}": CaseMetric(
-            score, candidate, data_range, background
-        )
+        score if candidate == PREDICTION else f"{candidate}_{score}": CaseMetric(score, candidate)
         for score, candidate in wanted
     }
     if registration:
-        metrics |= {score: RegistrationMetric(score, background) for score in REGISTRATION_SCORES}
+        metrics |= {score: RegistrationMetric(score) for score in names_in("registration")}
     return metrics

@@ -12,21 +12,22 @@ from collections.abc import Sequence
 
 import torch
 
+from transforms.scale import BACKGROUND
+
 BACKGROUND_TOLERANCE = 1e-5  # resampling a constant background of -1 rounds to within this
 SSIM_K1, SSIM_K2 = 0.01, 0.03  # stabilising constants of Wang et al., IEEE TIP 2004
 
 
-def foreground_mask(target: torch.Tensor, background: float = -1.0) -> torch.Tensor:
-    """Tell where a target is above its background.
+def foreground_mask(target: torch.Tensor) -> torch.Tensor:
+    """Tell where a target is above its background; up to `BACKGROUND_TOLERANCE` above it is background still.
 
     Args:
-        target: (B, C, *spatial).
-        background: value of the background; up to `BACKGROUND_TOLERANCE` above it is background still.
+        target: (B, C, *spatial), in [-1, 1].
 
     Returns:
         Boolean mask, (B, C, *spatial).
     """
-    return target > background + BACKGROUND_TOLERANCE
+    return target > BACKGROUND + BACKGROUND_TOLERANCE
 
 
 def mae(

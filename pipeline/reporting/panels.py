@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from pipeline.files import replacing
 from pipeline.metrics.image import BACKGROUND_TOLERANCE
+from transforms.scale import BACKGROUND, INTENSITY_RANGE
 
 PANEL_WIDTH = 1.8  # inches
 LEFT, RIGHT, GAP, CAPTION, HEADER, FOOTER = 0.5, 0.1, 0.05, 0.2, 0.3, 0.85  # inches
@@ -87,7 +88,7 @@ def scale_limit(kind: str, contents: Iterable[tuple[np.ndarray, np.ndarray]]) ->
     shown = [np.zeros(1)]
     for content, target in contents:
         magnitude = np.linalg.norm(content, axis=0) if kind == "field" else content
-        shown.append(magnitude[(target > -1 + BACKGROUND_TOLERANCE) & np.isfinite(magnitude)])
+        shown.append(magnitude[(target > BACKGROUND + BACKGROUND_TOLERANCE) & np.isfinite(magnitude)])
     return max(MIN_LIMITS[kind], float(np.percentile(np.concatenate(shown), PERCENTILE)))
 
 
@@ -182,7 +183,7 @@ def _draw_panel(axes: Axes, panel: Panel, limits: Mapping[str, float]) -> None:
     elif panel.kind == "error":
         _show(axes, panel.content, (0, limits["error"]), COLOURS["error"])
     else:
-        _show(axes, panel.content, (-1, 1), "gray")
+        _show(axes, panel.content, INTENSITY_RANGE, "gray")
     axes.set_xlabel(panel.caption, fontsize=8, labelpad=2)
 
 

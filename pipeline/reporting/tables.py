@@ -9,18 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Prefix of a candidate's metrics in ``engine.state.metrics`` -> what readers call it.
-CANDIDATES: dict[str, str] = {"": "prediction", "source_": "source as it is", "intensity_map_": "intensity map"}
-# Metric -> column title and number format.
-METRICS: dict[str, tuple[str, str]] = {
-    "nmae": ("NMAE (lower is better)", ".4f"),
-    "psnr": ("PSNR in dB (higher)", ".2f"),
-    "ssim": ("SSIM (higher)", ".4f"),
-}
-# The same for whole volumes.
-VOLUME_METRICS: dict[str, tuple[str, str]] = {"mae": ("MAE in the target's units (lower)", ".2f"), **METRICS}
-VOLUME = "volume_"
-"""How the names of the metrics of whole volumes begin, to tell them from those of slices."""
+from pipeline.metrics.catalogue import CANDIDATES, Metric, metrics_in
+
 MISSING = "-"
 
 
@@ -30,13 +20,13 @@ class SideTable(NamedTuple):
     Args:
         title: what it is about.
         rows: prefix of a row's metrics -> what readers call it.
-        metrics: metric -> column title and number format.
+        group: of the catalogue's metrics.
         note: what one has to know to read it.
     """
 
     title: str
     rows: Mapping[str, str]
-    metrics: Mapping[str, tuple[str, str]]
+    group: str
     note: str
 
 
@@ -44,17 +34,14 @@ SIDE_TABLES = (
     SideTable(
         "Leak and blur",
         {"": "prediction", "label_": "true target"},
-        {
-            "source_information": ("information shared with the source, nats", ".3f"),
-            "high_frequency": ("fine detail against the target's", ".3f"),
-        },
+        "content",
         "Less shared with the source than the true target has: the geometry is not the source's. "
         "Detail below 1 is blur, above 1 noise or artefacts.",
     ),
     SideTable(
         "Registration",
         {"": "registration network", "identity_": "no registration"},
-        {"endpoint_error": ("endpoint error in pixels (lower is better)", ".3f"), "folded": ("folded pixels", ".2%")},
+        "registration",
         "Test pairs misaligned at this config's noise level; errors over the foreground of the misaligned target, as "
         "far as its counterpart lies in the image.",
     ),
@@ -95,17 +82,14 @@ def _number(value: Any, form: str) -> str:
 def _rows(
     entries: Mapping[str, Any],
     cell: Callable[[Any, str], str],
+    metrics: Sequence[Metric],
     candidates: Mapping[str, str] = CANDIDATES,
-    metrics: Mapping[str, tuple[str, str]] = METRICS,
 ) -> list[list[str]]:
-    rows = [["", *(title for title, _ in metrics.values())]]
+    rows = [["", *(metric.head for metric in metrics)]]
     for prefix, candidate in candidates.items():
-        if any(prefix + metric in entries for metric in metrics):
-            cells = [
-                cell(entries[prefix + metric], form) if prefix + metric in entries else MISSING
-                for metric, (_, form) in metrics.items()
-            ]
-            rows.append([candidate, *cells])
+        found = [(entries.get(prefix + metric.name), metric.form) for metric in metrics]
+        if any(entry is not None for entry, _ in found):
+            rows.append([candidate, *(MISSING if entry is None else cell(entry, form) for entry, form in found)])
     return rows
 
 
@@ -113,9 +97,20 @@ def _side_tables(
     entries: Mapping[str, Any], cell: Callable[[Any, str], str]
 ) -> Iterator[tuple[SideTable, list[list[str]]]]:
     for table in SIDE_TABLES:
-        rows = _rows(entries, cell, table.rows, table.metrics)
+        prefixes = tuple(filter(None, table.rows))  # the error of doing nothing is a row of the column of errors
+        columns = [metric for metric in metrics_in(table.group) if not metric.name.startswith(prefixes)]
+        rows = _rows(entries, cell, columns, table.rows)
         if len(rows) > 1:
             yield table, rows
+
+
+def volume_metrics(entries: Mapping[str, Any]) -> list[Metric]:
+    """The metrics that whole volumes were scored by.
+
+    Args:
+        entries: scores by name.
+    """
+    return [metric for metric in (*metrics_in("volume"), *metrics_in("quality")) if metric.name in entries]
 
 
 class ScoreTable:
@@ -125,12 +120,12 @@ class ScoreTable:
         metrics: scalars by name as the evaluator keeps them: ``psnr``, ``source_psnr``, ``intensity_map_psnr``, and the
             same for ``nmae`` and ``ssim``, and those of ``SIDE_TABLES``. What is not there is shown as "-", a candidate
             without scores not at all.
-        columns: metric -> column title and number format, of the first table.
+        columns: metrics of the first table; None for the catalogue's of the group "quality".
     """
 
-    def __init__(self, metrics: Mapping[str, Any], columns: Mapping[str, tuple[str, str]] = METRICS) -> None:
+    def __init__(self, metrics: Mapping[str, Any], columns: Sequence[Metric] | None = None) -> None:
         self.metrics = dict(metrics)
-        self.rows = _rows(self.metrics, _number, metrics=columns)
+        self.rows = _rows(self.metrics, _number, metrics_in("quality") if columns is None else columns)
 
     def text(self) -> str:
         """Aligned for a console, with the gain over each baseline below."""
@@ -224,10 +219,12 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
         summary: as returned by ``summarise``.
     """
     patients = summary["patients"]
+    quality = metrics_in("quality")
     slices = sum(patient["slices"] for patient in patients.values())
     parts = ["# Evaluation"]
     if "volumes" in summary:
         volumes = summary["volumes"]
+        columns = volume_metrics(volumes["over_patients"])
         count = sum(patient["volumes"] for patient in volumes["patients"].values())
         parts += [
             "## Whole volumes",
@@ -235,23 +232,23 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
             "compared in the source's geometry and in physical units, nothing left out: MAE, NMAE and PSNR over the "
             "target's foreground, SSIM over the whole volume; the range is the model's target window. Given are mean ± "
             "standard deviation.",
-            markdown_table(_rows(volumes["over_patients"], _mean_and_std, metrics=VOLUME_METRICS)),
-            markdown_table(_patient_rows(volumes["patients"], "volumes", VOLUME_METRICS)),
+            markdown_table(_rows(volumes["over_patients"], _mean_and_std, columns)),
+            markdown_table(_patient_rows(volumes["patients"], "volumes", columns)),
         ]
     parts += [
         "## Over slices",
         f"Slices: {slices}. Patients: {len(patients)}. At the size of the training, scaled to [-1, 1], without the "
         "slices that show too little, as in the paper. Given are mean ± standard deviation.",
-        markdown_table(_rows(summary["slices"], _mean_and_std)),
+        markdown_table(_rows(summary["slices"], _mean_and_std, quality)),
         "## Over patients",
         "Each patient counts once, with the mean of its slices.",
-        markdown_table(_rows(summary["over_patients"], _mean_and_std)),
+        markdown_table(_rows(summary["over_patients"], _mean_and_std, quality)),
         *chain.from_iterable(
             (f"## {table.title}", f"Over slices. {table.note}", markdown_table(rows))
             for table, rows in _side_tables(summary["slices"], _mean_and_std)
         ),
         "## Each patient",
-        markdown_table(_patient_rows(patients, "slices", METRICS)),
+        markdown_table(_patient_rows(patients, "slices", quality)),
     ]
     if summary["notes"]:
         parts += ["## Notes", "\n".join(f"- {note}." for note in summary["notes"])]
@@ -266,11 +263,10 @@ def _mean_and_std(entry: Mapping[str, Any], form: str) -> str:
 
 
 def _patient_rows(
-    patients: Mapping[str, Mapping[str, Any]], counted: str, metrics: Mapping[str, tuple[str, str]]
+    patients: Mapping[str, Mapping[str, Any]], counted: str, metrics: Sequence[Metric]
 ) -> list[list[str]]:
-    rows = [["patient", counted, *(title.split()[0] for title, _ in metrics.values())]]
+    rows = [["patient", counted, *(metric.title for metric in metrics)]]
     for name, means in patients.items():
-        values = [(means.get(metric), form) for metric, (_, form) in metrics.items()]
-        cells = [MISSING if value is None else format(value, form) for value, form in values]
-        rows.append([name, str(means[counted]), *cells])
+        found = [(means.get(metric.name), metric.form) for metric in metrics]
+        rows.append([name, str(means[counted]), *(MISSING if v is None else format(v, form) for v, form in found)])
     return rows

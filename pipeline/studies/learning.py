@@ -15,11 +15,11 @@ from monai.bundle import ConfigWorkflow
 
 from pipeline.files import replacing
 from pipeline.methods import METHODS
+from pipeline.metrics.catalogue import names_in
 from pipeline.studies.processes import output_into, run_all
 from pipeline.studies.runs import cause, config_paths, last_lines
 from pipeline.studies.tasks import Task, cell, finish, say
 
-SCORES = ("psnr", "ssim", "nmae")
 Learning = dict[str, Any]
 
 
@@ -67,7 +67,9 @@ def learn_method(task: Task) -> Learning:
         evaluator = built.parser.get_parsed_content("validate#evaluator")
 
         def take(engine: Any) -> None:
-            found = {name: float(value) for name, value in engine.state.metrics.items() if name.endswith(SCORES)}
+            found = {
+                name: float(value) for name, value in engine.state.metrics.items() if name.endswith(names_in("quality"))
+            }
             evaluations.append({"step": step(), **found})
 
         evaluator.add_event_handler(Events.COMPLETED, take)

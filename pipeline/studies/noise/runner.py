@@ -18,6 +18,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from pipeline.files import ProcessLock, replacing
+from pipeline.metrics.catalogue import CATALOGUE
 from pipeline.studies.noise.cells import (
     CELL_FILE,
     ERROR_FILE,
@@ -279,7 +280,7 @@ def duration(seconds: float) -> str:
 
 
 def _headline(cases: pd.DataFrame) -> str:
-    return f"PSNR {cases['psnr'].mean():.2f} dB, SSIM {cases['ssim'].mean():.4f}"
+    return ", ".join(CATALOGUE[name].said(cases[name].mean()) for name in ("psnr", "ssim"))
 
 
 def _cause(folder: Path, code: int) -> str:

@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter
 
 from pipeline.files import replacing
 from pipeline.methods import METHODS
-from pipeline.studies.report.measures import BASELINES, METRICS, Metric
+from pipeline.metrics.catalogue import BASELINES, CATALOGUE, Metric
 
 DPI = 200
 WIDTH = 7.2  # inches; the text of an A4 page
@@ -80,7 +80,7 @@ def draw_curves(summary: pd.DataFrame, metrics: Sequence[str], path: str | Path,
     grid = figure.subplots(rows, columns, squeeze=False).flat
     handles: dict[str, Any] = {}
     for axes, name in zip(grid, drawn, strict=False):
-        _draw_axes(axes, METRICS[name], summary, methods, scale)
+        _draw_axes(axes, CATALOGUE[name], summary, methods, scale)
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     for axes in list(grid)[len(drawn) :]:

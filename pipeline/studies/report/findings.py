@@ -8,8 +8,9 @@ from itertools import product
 
 import pandas as pd
 
+from pipeline.metrics.catalogue import BASELINES, CATALOGUE, Metric
 from pipeline.studies.report.figures import method_order
-from pipeline.studies.report.measures import BASELINES, KIND_TITLES, METRICS, Metric
+from pipeline.studies.report.measures import KIND_TITLES
 from pipeline.studies.report.statistics import CLEAN, REFERENCES, differences, falls, left_out, summarise, unit_values
 
 MOST_COMPARED = 4  # methods that are compared in words; the tables have all
@@ -89,12 +90,12 @@ class Findings:
 
     def _comparisons(self, condition: Condition) -> Iterator[str]:
         kind, level = condition
-        methods = [method for method, _ in self._ranked(condition, METRICS["psnr"])] or self.methods
+        methods = [method for method, _ in self._ranked(condition, CATALOGUE["psnr"])] or self.methods
         said: set[frozenset[str]] = set()
         for reference in self.references:
             for method in [name for name in methods if name != reference][:MOST_COMPARED]:
                 parts = []
-                for metric in (METRICS["psnr"], METRICS["ssim"], METRICS["nmae"]):
+                for metric in (CATALOGUE["psnr"], CATALOGUE["ssim"], CATALOGUE["nmae"]):
                     keys = {"method": method, "reference": reference, "noise_kind": kind, "noise_level": level}
                     row = self.row(self.differences, **keys, metric=metric.name)
                     if row is not None:
@@ -104,7 +105,7 @@ class Findings:
                 said.add(frozenset((method, reference)))
 
     def _best(self, condition: Condition) -> Iterator[str]:
-        metric = METRICS["psnr"]
+        metric = CATALOGUE["psnr"]
         ranked = self._ranked(condition, metric)
         if len(ranked) > 1:
             (best, row), (second, other) = ranked[:2]
@@ -114,7 +115,7 @@ class Findings:
             )
 
     def _falls(self) -> Iterator[str]:
-        for (kind, level), metric in product(self.hardest, (METRICS["psnr"], METRICS["ssim"])):
+        for (kind, level), metric in product(self.hardest, (CATALOGUE["psnr"], CATALOGUE["ssim"])):
             rows = {
                 method: self.row(self.falls, method=method, noise_kind=kind, noise_level=level, metric=metric.name)
                 for method in self.methods
@@ -134,7 +135,7 @@ class Findings:
                 yield f"{metric.title} from level {CLEAN:g} to {_name((kind, level))}: {'; '.join(parts)}."
 
     def _baselines(self, condition: Condition) -> Iterator[str]:
-        metric = METRICS["psnr"]
+        metric = CATALOGUE["psnr"]
         ranked = self._ranked(condition, metric)
         parts = []
         for prefix, title in BASELINES.items():
@@ -149,7 +150,7 @@ class Findings:
             yield f"At {_name(condition)} {'; '.join(parts)}."
 
     def _registration(self, condition: Condition) -> Iterator[str]:
-        metric = METRICS["endpoint_error"]
+        metric = CATALOGUE["endpoint_error"]
         for method in self.methods:
             row, nothing = (self.mean(method, condition, name) for name in (metric.name, f"identity_{metric.name}"))
             folded = self.mean(method, condition, "folded")
@@ -161,7 +162,7 @@ class Findings:
                     f", {row['mean'] / nothing['mean']:.2f} times the {metric.number(nothing['mean'])} of doing nothing"
                 )
             if folded is not None:
-                text += f"; {METRICS['folded'].number(folded['mean'])} of its pixels are folded"
+                text += f"; {CATALOGUE['folded'].number(folded['mean'])} of its pixels are folded"
             yield f"{text}."
 
     def _leak_and_blur(self) -> Iterator[str]:
@@ -169,7 +170,7 @@ class Findings:
             ("source_information", "a loss against level 0 means that predictions follow the source's geometry less"),
             ("high_frequency", "1 is the target's, less is blur, more is noise"),
         ):
-            metric = METRICS[name]
+            metric = CATALOGUE[name]
             for condition in self.hardest:
                 parts = []
                 for method in self.methods:

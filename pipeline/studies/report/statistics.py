@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
-from pipeline.studies.report.measures import KEYS, KINDS, Metric, metrics_of
+from pipeline.metrics.catalogue import Metric
+from pipeline.studies.report.measures import KEYS, KINDS, metrics_of
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95

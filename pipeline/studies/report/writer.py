@@ -9,17 +9,16 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.files import replacing
+from pipeline.metrics.catalogue import BASELINES, CATALOGUE, Metric, columns, metrics_in, names_in
 from pipeline.reporting.tables import MISSING
 from pipeline.studies.report.document import Picture, Section, Table, as_html, as_markdown
 from pipeline.studies.report.exhibits import SHOWN, draw_exhibits
 from pipeline.studies.report.figures import draw_curves
 from pipeline.studies.report.findings import Findings, condition_name, interval
 from pipeline.studies.report.galleries import CellSamples
-from pipeline.studies.report.measures import BASELINES, METRICS, QUALITY, Metric
 from pipeline.studies.report.statistics import CLEAN, REFERENCES
 
-REGISTRATION = ("endpoint_error", "folded")
-LEAK_AND_BLUR = ("source_information", "high_frequency")
+MECHANISM = ("endpoint_error", "folded", "source_information", "high_frequency")
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def write_report(
             "Quality against noise",
             text=findings.certainty(),
             pictures=curves["quality"],
-            tables=_level_tables(findings, QUALITY, baselines=True),
+            tables=_level_tables(findings, metrics_in("quality"), baselines=True),
         ),
         Section("Loss from aligned to misaligned training", tables=_fall_tables(findings)),
         Section("Paired differences", tables=_difference_tables(findings)),
@@ -93,7 +92,7 @@ def write_report(
         Section(
             "Registration, leaking geometry and blur",
             pictures=curves["mechanism"],
-            tables=_level_tables(findings, [METRICS[name] for name in (*REGISTRATION, *LEAK_AND_BLUR)]),
+            tables=_level_tables(findings, [CATALOGUE[name] for name in MECHANISM]),
         ),
         Section("Each data set", tables=_dataset_tables(findings)),
         Section("What is missing", points=[*findings.gaps(), *notes], tables=_failure_tables(failures)),
@@ -118,11 +117,10 @@ def write_report(
 
 def _curves(findings: Findings, folder: Path) -> dict[str, list[Picture]]:
     pictures: dict[str, list[Picture]] = {"quality": [], "mechanism": []}
-    mechanism = (*REGISTRATION, *LEAK_AND_BLUR)
-    for name, metrics, columns in (("quality", [metric.name for metric in QUALITY], 3), ("mechanism", mechanism, 2)):
-        drawn = draw_curves(findings.summary, metrics, folder / f"{name}.png", columns)
+    for name, metrics, width in (("quality", names_in("quality"), 3), ("mechanism", MECHANISM, 2)):
+        drawn = draw_curves(findings.summary, metrics, folder / f"{name}.png", width)
         if drawn:
-            titles = ", ".join(METRICS[metric].title for metric in drawn)
+            titles = ", ".join(CATALOGUE[metric].title for metric in drawn)
             bars = " Bars are 95 % intervals." if findings.summary["low"].notna().any() else ""
             what = f"{titles} against noise level, for {', '.join(findings.methods)}"
             pictures[name].append(Picture(f"{name}.png", what, f"{what}.{bars}"))
@@ -156,12 +154,12 @@ def _heads(findings: Findings) -> list[str]:
 
 def _level_row(findings: Findings, method: str, metric: str, title: str) -> list[str]:
     rows = [findings.mean(method, condition, metric) for condition in findings.conditions]
-    return [title, *(MISSING if row is None else interval(row, METRICS[metric]) for row in rows)]
+    return [title, *(MISSING if row is None else interval(row, CATALOGUE[metric]) for row in rows)]
 
 
 def _baseline_row(findings: Findings, metric: str, title: str) -> list[str]:
     means = findings.summary[findings.summary["metric"] == metric].groupby(["noise_kind", "noise_level"])["mean"].mean()
-    return [title, *(METRICS[metric].number(means.get(condition, float("nan"))) for condition in findings.conditions)]
+    return [title, *(columns()[metric].number(means.get(condition, float("nan"))) for condition in findings.conditions)]
 
 
 def _fall_tables(findings: Findings) -> list[Table]:
@@ -170,12 +168,14 @@ def _fall_tables(findings: Findings) -> list[Table]:
         body = []
         for method in findings.methods:
             keys = {"method": method, "noise_kind": kind, "noise_level": level}
-            rows = [(findings.row(findings.falls, **keys, metric=metric.name), metric) for metric in QUALITY]
+            rows = [
+                (findings.row(findings.falls, **keys, metric=metric.name), metric) for metric in metrics_in("quality")
+            ]
             if any(row is not None for row, _ in rows):
                 cells = [MISSING if row is None else interval(row, metric, sign="+") for row, metric in rows]
                 body.append([method, *cells])
         if body:
-            heads = [metric.axis for metric in QUALITY]
+            heads = [metric.axis for metric in metrics_in("quality")]
             caption = f"From level {CLEAN:g} to {'' if kind == 'affine' else 'non-affine '}level {level:g}; + is worse"
             tables.append(Table(caption, [["method", *heads], *body]))
     return tables
@@ -184,7 +184,7 @@ def _fall_tables(findings: Findings) -> list[Table]:
 def _difference_tables(findings: Findings) -> list[Table]:
     tables = []
     for reference in findings.references:
-        for metric in QUALITY:
+        for metric in metrics_in("quality"):
             body = []
             for method in findings.methods:
                 cells = []
@@ -207,7 +207,7 @@ def _dataset_tables(findings: Findings) -> list[Table]:
     tables = []
     for dataset in datasets:
         part = Findings(findings.results[findings.results["dataset"] == dataset])
-        for table in _level_tables(part, QUALITY, baselines=True):
+        for table in _level_tables(part, metrics_in("quality"), baselines=True):
             tables.append(Table(f"{dataset}: {table.caption}", table.rows))
     return tables
 

@@ -43,7 +43,7 @@ def test_whole_volumes_are_said_first(evaluator, tmp_path):
     assert volumes.startswith("\nTest cases of brains, translated by ")
     assert "3 whole volumes of 2 patients, in physical units:" in volumes
     [prediction] = [line.split() for line in volumes.splitlines() if line.startswith("prediction ")]
-    assert prediction == ["prediction", "12.35", "-", "24.00", "-"]
+    assert prediction == ["prediction", "12.35", "24.00"]
     assert "Prediction against source as it is: +4.00 dB PSNR." in volumes
     assert "Prediction against intensity map: +0.50 dB PSNR." in volumes
     assert "Prediction against source as it is: +10.00 dB PSNR." in slices

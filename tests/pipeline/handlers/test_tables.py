@@ -137,8 +137,8 @@ def test_whole_volumes_have_a_table_of_their_own(tmp_path):
     page = (tmp_path / "summary.md").read_text()
     assert page.index("## Whole volumes") < page.index("## Over slices")
     assert "Volumes: 3. Patients: 2, each counting once." in page
-    assert "| prediction | 22.50 ± 10.61 | - | 21.00 | - |" in page
-    assert "| a | 2 | 15.00 | - | 21.00 | - |" in page
+    assert "| prediction | 22.50 ± 10.61 | 21.00 |" in page
+    assert "| a | 2 | 15.00 | 21.00 |" in page
 
 
 def test_without_whole_volumes_there_is_no_table_of_them(tmp_path):
