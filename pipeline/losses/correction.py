@@ -11,7 +11,7 @@ class CorrectionLoss(nn.Module):
     """Mean absolute difference between the warped prediction and the target.
 
     `mean |G(x) o R(G(x), y~) - y~|` of Kong et al., NeurIPS 2021 (arXiv 2110.06465). The warping itself is done by the
-    translator with MONAI's `Warp`; gradients flow through it into both the generator and the registration network.
+    translator with `pipeline.networks.warp`; gradients flow through it into the generator and the registration network.
     """
 
     def forward(self, warped: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

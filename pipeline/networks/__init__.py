@@ -7,6 +7,7 @@ from pipeline.networks.patch_discriminator import PatchDiscriminator
 from pipeline.networks.registration import RegistrationNet
 from pipeline.networks.resnet_generator import ResNetGenerator
 from pipeline.networks.unit import UNITGenerator
+from pipeline.networks.warp import warp
 
 __all__ = [
     "MUNITGenerator",
@@ -18,4 +19,5 @@ __all__ = [
     "RegistrationNet",
     "ResNetGenerator",
     "UNITGenerator",
+    "warp",
 ]

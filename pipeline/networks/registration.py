@@ -92,7 +92,7 @@ class RegistrationNet(nn.Module):
 
         Returns:
             Displacement field (B, spatial_dims, *spatial) in voxels, channel i along spatial axis i, pull-back: the
-            warped image takes its value at x from `moving` at x + ddf(x), as `monai.networks.blocks.Warp` does. Never
+            warped image takes its value at x from `moving` at x + ddf(x), as `pipeline.networks.warp` does. Never
             below single precision, also under autocast.
 
         Raises:

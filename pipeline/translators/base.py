@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
-from monai.networks.blocks import Warp
 from torch import Tensor, nn
 
 from pipeline.losses import CorrectionLoss, LeastSquaresAdversarialLoss, SmoothnessLoss, WeightedSum
+from pipeline.networks import warp
 
 NetworkFactory = Callable[..., nn.Module]
 Terms = dict[str, Tensor]
@@ -77,9 +77,6 @@ class Translator(nn.Module):
                 f"expected among {sorted(self.known_terms)}"
             )
         self.registration = self._build_if_needed("registration", registration, self.registration_terms)
-        with warnings.catch_warnings():  # that it works without MONAI's compiled extensions is what we want
-            warnings.simplefilter("ignore")
-            self.warp = Warp(mode="bilinear", padding_mode="border")
         self.correction_loss = CorrectionLoss()
         self.smoothness_loss = SmoothnessLoss()
         self.adversarial_loss = LeastSquaresAdversarialLoss()
@@ -143,7 +140,7 @@ class Translator(nn.Module):
             raise RuntimeError(f"no registration network: none of {sorted(self.registration_terms)} has a weight")
         ddf = self.registration(moving, fixed)
         # Where training has diverged, PyTorch's CPU sampling reads outside its memory at NaN and kills the process.
-        return self.warp(moving, ddf.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)), ddf
+        return warp(moving, ddf.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)), ddf
 
     def correct(self, pred: Tensor, target: Tensor) -> tuple[dict[str, Tensor], Terms]:
         """Outputs and terms of the registration correction (paper, equations 5 and 6); empty without its weights."""

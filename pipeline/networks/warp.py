@@ -1,0 +1,39 @@
+"""Warping of images with a displacement field."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def warp(image: Tensor, ddf: Tensor) -> Tensor:
+    """Sample an image linearly at x + ddf(x); beyond the border it goes on with its border values.
+
+    The arithmetic is that of `monai.networks.blocks.Warp` on PyTorch's own sampling, so that values and gradients are
+    the same to the last bit. That one makes the grid of positions on the host at each call, which breaks a captured or
+    compiled step; this one makes it on the device.
+
+    Args:
+        image: (B, C, *spatial), in 2D or 3D.
+        ddf: displacement field in voxels, (B, spatial_dims, *spatial), channel i along spatial axis i, pull-back.
+
+    Returns:
+        The warped image, (B, C, *spatial).
+
+    Raises:
+        ValueError: when the shapes do not belong together.
+    """
+    shape = image.shape[2:]
+    dims = len(shape)
+    if dims not in (2, 3) or ddf.shape != (image.shape[0], dims, *shape):
+        raise ValueError(
+            f"ddf must have the shape (B, spatial_dims, *spatial) of the image, got {tuple(ddf.shape)} beside "
+            f"{tuple(image.shape)}"
+        )
+    axes = []
+    for axis, size in enumerate(shape):
+        position = torch.arange(size, device=ddf.device, dtype=ddf.dtype).view(-1, *(1,) * (dims - 1 - axis))
+        axes.append((position + ddf[:, axis]) * 2 / max(size - 1, 1) - 1)
+    grid = torch.stack(axes[::-1], dim=-1)  # grid_sample takes the last axis first
+    return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)
