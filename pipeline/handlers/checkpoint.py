@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import DiskSaver
 from monai.engines import Evaluator
 
+from pipeline.handlers.seeding import random_states, set_random_states
 from pipeline.models import (
     BEST,
     LAST,
@@ -125,7 +123,7 @@ class CheckpointHandler:
         if self.evaluator is not None and position["best_epoch"] is not None:
             self.evaluator.state.best_metric = position["best_metric"]
             self.evaluator.state.best_metric_epoch = position["best_epoch"]
-        _set_random_states(content["random"])
+        set_random_states(content["random"])
 
     def save(self, engine: Engine) -> None:
         """Save the state that the trainer is in, as the last and, if the evaluator says so, as the best."""
@@ -147,29 +145,9 @@ class CheckpointHandler:
             "best_metrics": engine.state.best_metrics,
             "best_metric": None if self.evaluator is None else float(self.evaluator.state.best_metric),
         }
-        content["random"] = _random_states()
+        content["random"] = random_states()
         if improved:
             self._write_state(content, BEST)
             self._write_model(self.network.inference_state_dict(), MODEL)
         # Last of all: whoever resumes from it finds a best that is at least as new.
         self._write_state(content, LAST)
-
-
-def _random_states() -> dict[str, Any]:
-    kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - MONAI draws from the global state
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        # Plain values: a numpy array would need code to be run on loading.
-        "numpy": (kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached),
-        "python": random.getstate(),
-    }
-
-
-def _set_random_states(states: Mapping[str, Any]) -> None:
-    torch.set_rng_state(states["torch"])
-    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])
-    kind, keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
-    random.setstate(states["python"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
+from pipeline.handlers.seeding import own_random_state
 from pipeline.metrics import foreground_mask, psnr
 from pipeline.reporting.drawing import draw_translation
 from pipeline.reporting.samples import Sample, batch_samples, evenly_spread, write_samples
@@ -25,24 +24,6 @@ from transforms.scale import DATA_RANGE
 SEED = 0  # of the pictures' own randomness
 # What the evaluator's output holds for a picture.
 SHOWN = ("image", "label", "pred", "intensity_map", "case", "slice")
-
-
-@contextmanager
-def _own_random_state(device: torch.device) -> Iterator[None]:
-    """Draw from a fixed seed inside (a translator may draw its style), and leave no trace in the global states."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - MONAI draws from it
-    cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if cuda else []):
-        # Not torch.manual_seed, which would also seed the devices whose state is not put back.
-        torch.default_generator.manual_seed(SEED)
-        if cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(SEED)
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)  # noqa: NPY002
-            random.setstate(python_state)
 
 
 @contextmanager
@@ -129,7 +110,7 @@ class PictureHandler:
         """
         epoch = engine.state.epoch
         title = f"Validation after epoch {epoch}, iteration {engine.state.iteration}"
-        with _own_random_state(self.device), _evaluating(self.network):
+        with own_random_state(SEED, self.device), _evaluating(self.network):
             samples = batch_samples(self._translate())
         draw_translation(samples, self.folder / f"epoch_{epoch:04d}.png", title, self.error_limit)
         self._last_epoch = epoch

@@ -1,8 +1,10 @@
-"""Randomness from the seed and the epoch alone, so that a resumed run draws what an undisturbed one draws."""
+"""Randomness: from seed and epoch alone, so that a resumed run draws what an undisturbed one draws; and its states."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -50,3 +52,45 @@ class EpochSeed:
         self.generator.manual_seed(int(children[0]))
         for transform, seed in zip(self.transforms, children[1:], strict=True):
             transform.set_random_state(seed=int(seed))
+
+
+def random_states() -> dict[str, Any]:
+    """The states of everything global that draws: PyTorch on all devices, NumPy, Python. Safe for `torch.save`."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - MONAI draws from the global state
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        # Plain values: a numpy array would need code to be run on loading.
+        "numpy": (kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached),
+        "python": random.getstate(),
+    }
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Put back what `random_states` gave."""
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    kind, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    random.setstate(states["python"])
+
+
+@contextmanager
+def own_random_state(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw from a seed of PyTorch's inside, such as a translator its style, and leave no trace in the global states.
+
+    Args:
+        seed: of the CPU's generator and the device's.
+        device: where it is drawn.
+    """
+    states = random_states()
+    # Not torch.manual_seed, which would also seed other devices.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    try:
+        yield
+    finally:
+        set_random_states(states)
