@@ -18,6 +18,7 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 from monai.bundle.reference_resolver import ReferenceResolver
 
+from pipeline.errors import first_cause
 from pipeline.files import ProcessLock, replacing
 from pipeline.models import LAST
 
@@ -37,8 +38,6 @@ INPUTS = ("dataset_dir", "datalist", "start_from")
 # What may stand in a config whether or not anything in it refers to it: what every bundle of the model zoo has, and the
 # size of networks whose settings are all given one by one.
 UNREFERENCED = ("bundle_root", "dataset_dir", "network_size")
-# How the errors begin that MONAI wraps around what a config's part raises.
-WRAPPERS = ("Failed to instantiate", "Failed to evaluate", "applying transform")
 # Knobs that are whole numbers, with the least that each may be.
 LEAST = {
     "max_epochs": 1,
@@ -209,13 +208,6 @@ def check_names(read: Collection[str] = ()) -> None:
 def named(part: Any) -> Any:
     """Put a part with a name of its own into a list of handlers; MONAI wants a ``_target_`` in each entry."""
     return part
-
-
-def first_cause(error: BaseException) -> BaseException:
-    """The error that a config's part raised, out of those that MONAI wraps around it."""
-    while error.__cause__ is not None and str(error).startswith(WRAPPERS):
-        error = error.__cause__
-    return error
 
 
 def explain_errors() -> None:

@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 import yaml
-from monai.bundle import ConfigParser
 
-from pipeline.bundle import CONFIG_FILE, check_image_size, first_cause
+from pipeline.bundle import CONFIG_FILE, check_image_size
+from pipeline.errors import first_cause
 from pipeline.files import replacing
 from pipeline.inference import Translation
 from pipeline.metrics.catalogue import names_in
 from pipeline.models import BEST, MODEL, Model, ModelError, Recipe, file_digest
 from pipeline.provenance import environment, git_state, redact
+from pipeline.workflow import ConfigWorkflow
 from transforms import RestoreIntensity
 
 CODE = ("pipeline", "transforms")
@@ -90,7 +91,7 @@ def package_bundle(
     if not data_source:
         raise PackagingError(f"say in data_source what {run or model} was trained on: the phantom it was not")
     opened = _open(Path(str(model)) if run is None else run / MODEL)
-    _check_translation(opened, _read_json(bundle / "configs" / "inference.json"))
+    _check_translation(opened, bundle / "configs" / "inference.json")
 
     files = {str(path.relative_to(bundle)): path.read_bytes() for path in _source_files(bundle, ("configs", "docs"))}
     files["LICENSE"] = (bundle / "LICENSE").read_bytes()
@@ -146,13 +147,13 @@ def _open(path: Path) -> Model:
     return model
 
 
-def _check_translation(model: Model, inference: Mapping[str, Any]) -> None:
+def _check_translation(model: Model, inference: Path) -> None:
     """Build what translates from the packaged config, and translate two slices of the size of the training."""
     recipe = model.recipe
-    parser = ConfigParser({**inference, "checkpoint": str(model.path), "device": "cpu"})
+    workflow = ConfigWorkflow([inference.resolve()], checkpoint=str(model.path), device="cpu")
     try:
-        network = parser.get_parsed_content("network").eval()
-        translation: Translation = parser.get_parsed_content("translation")
+        network = workflow.part("network").eval()
+        translation: Translation = workflow.part("translation")
         check_image_size(recipe.spatial_size, network)
         shape = list(recipe.spatial_size)
         shape.insert(recipe.slice_axis, 2)

@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from ignite.engine import Events
-from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset, set_track_meta
 from monai.transforms import RandAffined
 
@@ -34,6 +33,7 @@ from pipeline.inference import Exporter, find_volumes
 from pipeline.networks import PatchDiscriminator, RegistrationNet, ResNetGenerator
 from pipeline.studies.timing import Work, in_turns, optimizers, peak_memory, random_pair, timed, training_step
 from pipeline.translators import CycleGANTranslator
+from pipeline.workflow import ConfigWorkflow
 from transforms import RandDeformationNoised
 
 CONFIG = Path(__file__).resolve().parent.parent / "bundles" / "reggan" / "configs" / "train.json"
@@ -104,11 +104,10 @@ def report_loop(iterations: int, rounds: int, device: torch.device) -> None:
     Each epoch of the loop is preceded by a pass of bare steps over the same batches.
     """
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        parser = tiny_training(Path(folder), iterations, rounds + 1, device)
-        for expression in range(len(parser["initialize"])):
-            parser.get_parsed_content(f"initialize#{expression}")
-        trainer = parser.get_parsed_content("train#trainer")
-        batches = list(parser.get_parsed_content("train#dataloader"))
+        workflow = tiny_training(Path(folder), iterations, rounds + 1, device)
+        workflow.initialize()
+        trainer = workflow.part("train#trainer")
+        batches = list(workflow.part("train#dataloader"))
         times: dict[str, list[float]] = {"bare": [], "loop": []}
         start = 0.0
 
@@ -132,14 +131,13 @@ def report_loop(iterations: int, rounds: int, device: torch.device) -> None:
     print()
 
 
-def tiny_training(folder: Path, iterations: int, max_epochs: int, device: torch.device) -> ConfigParser:
+def tiny_training(folder: Path, iterations: int, max_epochs: int, device: torch.device) -> ConfigWorkflow:
     """The default training config, all its handlers included, on 32x32 images in memory."""
-    parser = ConfigParser()
-    parser.read_config(CONFIG)
     pair = {name: torch.rand(1, 32, 32) * 2 - 1 for name in ("image", "label")}
     data = InMemory([{**pair, "case": "a", "slice": index} for index in range(iterations)])
-    parser.update(
-        {
+    return ConfigWorkflow(
+        ["train.json"],
+        **{
             "output_dir": str(folder / "run"),
             "tracking_uri": f"sqlite:///{folder / 'mlflow.db'}",
             "train#dataset": data,
@@ -155,9 +153,8 @@ def tiny_training(folder: Path, iterations: int, max_epochs: int, device: torch.
             "network_def#generator#residual_blocks": 1,
             "network_def#discriminator#filters": 4,
             "network_def#registration#channels": [4, 4],
-        }
+        },
     )
-    return parser
 
 
 class InMemory(Dataset):
@@ -230,13 +227,11 @@ def report_onnx(rounds: int) -> None:
         folder = Path(name)
         settings = {"image": first_volume(), "output_dir": str(folder), "device": "cpu", "save#print_log": False}
         write_untrained(folder / "model.pt")
-        parser = ConfigParser()
-        parser.read_config(INFERENCE)
-        parser.update({**settings, "checkpoint": str(folder / "model.pt")})
+        workflow = ConfigWorkflow(["inference.json"], **settings, checkpoint=str(folder / "model.pt"))
         exporter = Exporter([INFERENCE], folder / "model.pt", CONFIG.with_name("metadata.json"), settings)
         exporter.export(folder / "model.onnx", exporter.slices())
         evaluators = {
-            "PyTorch": parser.get_parsed_content("evaluator"),
+            "PyTorch": workflow.part("evaluator"),
             "ONNX Runtime": onnx_evaluator(folder / "model.onnx", settings),
         }
         networks = {kind: evaluator.network.eval() for kind, evaluator in evaluators.items()}
@@ -256,13 +251,12 @@ def report_onnx(rounds: int) -> None:
 
 def write_untrained(path: Path) -> None:
     """Weights of the default networks, with the recipe of the default training."""
-    parser = ConfigParser()
-    parser.read_config(CONFIG)
     pair = {name: torch.rand(1, 96, 96) * 2 - 1 for name in ("image", "label")}
-    parser.update({"train#dataset": InMemory([{**pair, "case": "a", "slice": 0}])})
+    data = InMemory([{**pair, "case": "a", "slice": 0}])
+    workflow = ConfigWorkflow(["train.json"], **{"train#dataset": data})
     torch.manual_seed(0)
-    network = parser.get_parsed_content("network_def")
-    parser.get_parsed_content("recipe").travel_with(network)
+    network = workflow.part("network_def")
+    workflow.part("recipe").travel_with(network)
     torch.save(network.inference_state_dict(), path)
 
 
@@ -273,10 +267,7 @@ def first_volume() -> str:
 
 def onnx_evaluator(path: Path, settings: dict[str, Any]) -> Any:
     """The evaluator of the config chain that runs from an ONNX file."""
-    parser = ConfigParser()
-    parser.read_config([INFERENCE, CONFIG.with_name("onnx.json")])
-    parser.update({**settings, "checkpoint": str(path)})
-    return parser.get_parsed_content("evaluator")
+    return ConfigWorkflow(["inference.json", "onnx.json"], **settings, checkpoint=str(path)).part("evaluator")
 
 
 def onnx_version() -> str:

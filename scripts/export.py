@@ -11,7 +11,7 @@ from typing import Any
 
 from monai.utils import set_determinism
 
-from pipeline.bundle import first_cause
+from pipeline.errors import first_cause
 from pipeline.inference.export import FORMATS, TOLERANCE, Exporter
 
 CONFIGS = Path(__file__).resolve().parent.parent / "bundles" / "reggan" / "configs"

@@ -18,8 +18,7 @@ from pipeline.bundle import project_dir
 from pipeline.data import ensure_phantom
 from pipeline.methods import METHODS
 from pipeline.studies.learning import report_learning
-from pipeline.studies.runs import prepare_store
-from pipeline.studies.tasks import Task
+from pipeline.studies.tasks import Task, prepare_store
 from pipeline.studies.trial import report_trial
 
 # Trying: as small as makes sense. The discriminators with the most stages refuse images below 61 pixels.

@@ -26,8 +26,9 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import MONAILabelException
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 
-from pipeline.bundle import first_cause, project_dir
+from pipeline.bundle import project_dir
 from pipeline.data.checks import check_images
+from pipeline.errors import first_cause
 from pipeline.label_app.access import Guard, is_name, read_token
 from pipeline.label_app.infer import WEIGHTS, TranslationTask, request_device, result_suffix
 from pipeline.label_app.train import TranslationTrainTask, training_settings

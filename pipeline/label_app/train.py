@@ -15,8 +15,9 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.utils.others.generic import device_list
 
-from pipeline.bundle import CONFIG_FILE, first_cause
+from pipeline.bundle import CONFIG_FILE
 from pipeline.data.datalist import name_of
+from pipeline.errors import first_cause
 from pipeline.files import replacing
 from pipeline.label_app.infer import WEIGHTS, request_device
 from pipeline.metrics.catalogue import names_in

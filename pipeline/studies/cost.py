@@ -7,14 +7,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 import torch
-from monai.bundle import ConfigParser
 
 from pipeline.bundle import check_image_size
 from pipeline.methods import METHODS
 from pipeline.reporting.tables import markdown_table
-from pipeline.studies.runs import config_paths
 from pipeline.studies.timing import Work, in_turns, peak_memory, random_pair, training_step
 from pipeline.translators import Translator
+from pipeline.workflow import ConfigWorkflow
 
 REFERENCE = "reggan"
 
@@ -66,10 +65,8 @@ def method_step(method: str, size: int, device: torch.device, network_size: str)
 
 def make_translator(method: str, network_size: str) -> tuple[Translator, Mapping[str, float]]:
     """A method's translator, out of its chain of configs, and its loss weights."""
-    parser = ConfigParser()
-    parser.read_config(config_paths(METHODS[method].training))
-    parser.update({"network_size": network_size})
-    return parser.get_parsed_content("network_def"), parser.get_parsed_content("loss_weights")
+    workflow = ConfigWorkflow(METHODS[method].training, network_size=network_size)
+    return workflow.part("network_def"), workflow.part("loss_weights")
 
 
 def count_parameters(translator: Translator) -> tuple[list[str], int, int, int]:

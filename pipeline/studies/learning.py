@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ignite.engine import Events
-from monai.bundle import ConfigWorkflow
 
+from pipeline.errors import cause, last_lines
 from pipeline.files import replacing
 from pipeline.methods import METHODS
 from pipeline.metrics.catalogue import names_in
 from pipeline.studies.processes import output_into, run_all
-from pipeline.studies.runs import cause, config_paths, last_lines
 from pipeline.studies.tasks import Task, cell, finish, say
+from pipeline.workflow import ConfigWorkflow
 
 Learning = dict[str, Any]
 
@@ -58,13 +58,12 @@ def learn_method(task: Task) -> Learning:
     }
 
     def workflow() -> ConfigWorkflow:
-        chain = config_paths(METHODS[task.method].training)
-        built = ConfigWorkflow(chain, workflow_type="train", logging_file=False, **settings)
+        built = ConfigWorkflow(METHODS[task.method].training, **settings)
         built.initialize()
         return built
 
     def evaluator_of(built: ConfigWorkflow, step: Callable[[], int]) -> Any:
-        evaluator = built.parser.get_parsed_content("validate#evaluator")
+        evaluator = built.part("validate#evaluator")
 
         def take(engine: Any) -> None:
             found = {
@@ -81,10 +80,9 @@ def learn_method(task: Task) -> Learning:
             # The same seed makes the same networks: these are the ones that training starts from.
             evaluator_of(workflow(), lambda: 0).run()
             training = workflow()
-            trainer = training.parser.get_parsed_content("train#trainer")
+            trainer = training.part("train#trainer")
             evaluator_of(training, lambda: trainer.state.iteration)
             training.run()
-            training.finalize()
         except Exception as error:  # whatever it is, the other methods are run
             result |= {"error": last_lines(error), "cause": cause(error)}
             traceback.print_exc()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +21,7 @@ import torch
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+WATCH_INTERVAL = 1.0  # seconds
 
 
 def run_all(
@@ -79,15 +83,79 @@ def in_own_process(work: Callable[..., Result], *arguments: Any, threads: int | 
 def _prepare_worker(threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
-    # A worker whose parent was killed would finish its work, beside that of whoever starts it again.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+def end_with_parent(parent: int | None = None) -> None:
+    """End this process soon after its parent: who kills a study does not expect its work to go on.
+
+    Args:
+        parent: id of the parent, for a process that `start_module` has started; does nothing where there is none.
+    """
+    known = multiprocessing.parent_process()
+    if known is None and parent is None:
+        return
+
+    def watch() -> None:
+        if known is not None:
+            wait([known.sentinel])
+        else:
+            while os.getppid() == parent:
+                time.sleep(WATCH_INTERVAL)
+        os._exit(1)  # like a kill: what is on the disk is what the next process goes on from
+
+    threading.Thread(target=watch, daemon=True, name="watch parent").start()
+
+
+def start_module(module: str, *arguments: str, log: Path, cores: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+    """Run a module in a process of its own, which Ctrl-C does not reach.
+
+    Args:
+        module: its name.
+        arguments: of its command line; behind them comes this process's id, for `end_with_parent`.
+        log: a file that takes, at its end, whatever is printed.
+        cores: processor cores that it may use; none for all.
+    """
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if cores:
+        environment["OMP_NUM_THREADS"] = str(len(cores))
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments, str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    if cores:
+        os.sched_setaffinity(process.pid, cores)
+    return process
+
+
+def interrupt(processes: Iterable[subprocess.Popen[bytes]], patience: float) -> None:
+    """Interrupt processes, as Ctrl-C would, and wait for their end; kill what takes longer than that many seconds."""
+    running = [process for process in processes if process.poll() is None]
+    for process in running:
+        process.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + patience
+    for process in running:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def part_of_cores(part: int, parts: int) -> list[int]:
+    """Processor cores of one of so many equal parts; none where the system knows no affinity, or has too few to part.
+
+    They lie next to each other, so that on a machine of two sockets each of two parts keeps to its own.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    cores = sorted(os.sched_getaffinity(0))
+    share = len(cores) // parts
+    return cores[part * share : (part + 1) * share]
 
 
 @contextmanager

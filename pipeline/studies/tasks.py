@@ -12,6 +12,8 @@ from typing import Any
 from pipeline.files import replacing
 from pipeline.methods import METHODS
 from pipeline.reporting.tables import markdown_table
+from pipeline.studies.processes import output_into
+from pipeline.tracking.sender import make_client, prepare_environment
 
 LONGEST_CELL = 120
 
@@ -74,3 +76,17 @@ def finish(tasks: Sequence[Task], rows: Sequence[Sequence[str]], sentence: str) 
     with replacing(folder / "table.md") as path:
         path.write_text(text, encoding="utf-8")
     print(f"{text}\nRuns, logs and table: {folder}\nMLflow store: {tasks[0].settings['tracking_uri']}")
+
+
+def prepare_store(path: Path) -> str:
+    """Address of an SQLite store of MLflow, with its tables: processes that start together would collide making them.
+
+    Args:
+        path: of the database; what MLflow prints goes into a ``.log`` beside it.
+    """
+    uri = f"sqlite:///{path}"
+    if not path.exists():
+        with output_into(path.with_suffix(".log")):
+            prepare_environment()
+            make_client(uri)
+    return uri

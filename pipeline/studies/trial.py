@@ -12,12 +12,13 @@ from typing import Any
 import nibabel as nib
 import torch
 
+from pipeline.errors import cause, last_lines
 from pipeline.inference import find_volumes
 from pipeline.methods import METHODS
 from pipeline.models import load_checkpoint
 from pipeline.studies.processes import output_into, run_all
-from pipeline.studies.runs import cause, last_lines, run_chain
 from pipeline.studies.tasks import Task, cell, finish, say
+from pipeline.workflow import run_chain
 
 STAGES = ("train", "evaluate", "resume", "translate")
 EPOCHS, EPOCHS_AFTER_RESUME = 2, 3

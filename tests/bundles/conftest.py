@@ -15,7 +15,7 @@ import pytest
 import torch
 from monai.bundle.scripts import run as run_bundle
 
-from pipeline.bundle import first_cause
+from pipeline.errors import first_cause
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "bundles" / "reggan" / "configs"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.bundle import first_cause
+from pipeline.errors import first_cause
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -18,7 +18,8 @@ from monai.bundle.scripts import run as run_bundle
 from skimage.io import imread
 from skimage.metrics import structural_similarity
 
-from pipeline.bundle import first_cause, project_dir
+from pipeline.bundle import project_dir
+from pipeline.errors import first_cause
 from pipeline.metrics import foreground_mask, psnr
 from pipeline.models import Model, ModelError, load_checkpoint
 

@@ -18,7 +18,7 @@ from monai.bundle.scripts import run as run_bundle
 from monai.data import load_net_with_metadata
 
 import pipeline.inference.export as export_module
-from pipeline.bundle import first_cause
+from pipeline.errors import first_cause
 from pipeline.inference import Exporter, ExportError, OnnxError, OnnxNetwork
 from pipeline.inference.seal import PLACEHOLDER, SEAL, seal, verify_seal
 from pipeline.models import ContradictionError, Model, ModelError, Recipe

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.bundle import first_cause
+from pipeline.errors import first_cause
 from pipeline.inference import Exporter, Translation
 from pipeline.inference.scoring import translate
 from pipeline.methods import METHODS

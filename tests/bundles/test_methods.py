@@ -13,8 +13,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from pipeline.bundle import first_cause
 from pipeline.engines import TranslationTrainer
+from pipeline.errors import first_cause
 from pipeline.methods import BACKBONES, METHODS
 from pipeline.models import load_checkpoint
 from pipeline.translators import decode_signature, find_translator

@@ -14,7 +14,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.bundle.scripts import run as run_bundle
 
-from pipeline.bundle import first_cause
+from pipeline.errors import first_cause
 from pipeline.methods import MODES
 from pipeline.models import Model, ModelError, load_checkpoint
 

@@ -15,7 +15,7 @@ import torch
 from mlflow import MlflowClient
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from pipeline.bundle import first_cause
+from pipeline.errors import first_cause
 from pipeline.handlers import PictureHandler
 from pipeline.models import ContradictionError, Model, file_digest, load_checkpoint
 

@@ -15,7 +15,7 @@ import torch
 from monai.bundle.scripts import run as run_bundle
 from monai.data import MetaTensor
 
-from pipeline.bundle import first_cause
+from pipeline.errors import first_cause
 from pipeline.models import CheckpointError, ContradictionError, Model, load_strictly
 from pipeline.networks import NICEEncoder, NICEGenerator, PatchDiscriminator, RegistrationNet, ResNetGenerator
 from pipeline.translators import NICETranslator, decode_recipe

@@ -7,9 +7,7 @@ lives. A cell that was stopped goes on from its last checkpoint, and ends with t
 from __future__ import annotations
 
 import json
-import os
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,12 +15,13 @@ from typing import Any
 
 import pandas as pd
 from ignite.engine import Engine, Events
-from monai.bundle import ConfigWorkflow
 
+from pipeline.errors import cause
 from pipeline.files import ProcessLock, replacing
 from pipeline.models import LAST
 from pipeline.provenance import git_state
-from pipeline.studies.runs import cause, config_paths, run_chain
+from pipeline.studies.processes import end_with_parent
+from pipeline.workflow import ConfigWorkflow, run_chain
 
 CELL_FILE, DONE_FILE, PROGRESS_FILE, ERROR_FILE, LOG_FILE = "cell.json", "done.json", "progress", "error.txt", "log.txt"
 LOCK_FILE = ".cell.lock"
@@ -51,7 +50,7 @@ def run_cell(folder: Path, parent: int | None = None) -> None:
         if is_finished(folder):
             return
         (folder / ERROR_FILE).unlink(missing_ok=True)
-        watch_parent(parent)
+        end_with_parent(parent)
         progress = Progress(folder)
         settings = {**cell["settings"], **cell["run"], "output_dir": str(folder)}
         steps = train(cell["chain"], settings, folder, progress)
@@ -70,18 +69,11 @@ def run_cell(folder: Path, parent: int | None = None) -> None:
 
 def train(chain: Sequence[str], settings: Mapping[str, Any], folder: Path, progress: Progress) -> int:
     """Train, from the last checkpoint where there is one; returns the number of steps."""
-    workflow = ConfigWorkflow(
-        config_paths(chain),
-        workflow_type="train",
-        logging_file=False,
-        **settings,
-        resume=(folder / "checkpoints" / LAST).is_file(),
-    )
+    workflow = ConfigWorkflow(chain, **settings, resume=(folder / "checkpoints" / LAST).is_file())
     workflow.initialize()
-    trainer: Engine = workflow.parser.get_parsed_content("train#trainer")
+    trainer: Engine = workflow.part("train#trainer")
     trainer.add_event_handler(Events.ITERATION_COMPLETED, progress)
     workflow.run()
-    workflow.finalize()
     progress.write(1 - EVALUATION_SHARE)
     return int(trainer.state.iteration)
 
@@ -157,19 +149,6 @@ def read_progress(folder: Path) -> tuple[float, float]:
         return float(share), float(seconds)
     except (OSError, ValueError):
         return 0.0, 0.0
-
-
-def watch_parent(parent: int | None) -> None:
-    """End this process soon after that parent: who kills a study does not expect its cells to go on."""
-    if parent is None:
-        return
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(PROGRESS_INTERVAL)
-        os._exit(1)  # like a kill: the checkpoint on the disk is what the next process goes on from
-
-    threading.Thread(target=watch, daemon=True, name="watch parent").start()
 
 
 def main(folder: str, parent: str) -> int:

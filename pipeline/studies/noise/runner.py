@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from pipeline.studies.noise.cells import (
     read_progress,
 )
 from pipeline.studies.noise.grid import Cell, Study
+from pipeline.studies.processes import interrupt, part_of_cores, start_module
 
 STUDY_FILE, RESULTS_FILE, CELLS_FOLDER = "study.json", "results.csv", "cells"
 POLL_INTERVAL = 0.2  # seconds
@@ -63,8 +63,7 @@ class StudyRunner:
         output_dir: folder of the study; made where it is missing.
         jobs: cells at a time.
         devices: where they run, in turns, such as ``("cuda:0", "cuda:1")``. Jobs on the CPU get equal parts of the
-            processor cores that this process may use, next to each other, so that on a machine of two sockets each of
-            two jobs keeps to its own.
+            processor cores that this process may use, see `part_of_cores`.
         run_settings: makes the settings of a single cell's run, such as its MLflow parent; they are no part of what
             makes the cell what it is.
 
@@ -132,7 +131,8 @@ class StudyRunner:
                         shown = time.monotonic()
                         self._show(bar, waiting, running)
         finally:
-            self._stop(running)
+            # As Ctrl-C would, so that their MLflow runs are ended.
+            interrupt((entry.process for entry in running), GRACE)
 
     def results(self) -> pd.DataFrame:
         """The scores of all finished cells, one row per cell and slice; also written to ``results.csv``."""
@@ -178,30 +178,9 @@ class StudyRunner:
         content = {**self.describe(cell), "run": {**self.run_settings(cell), "device": device, "run_name": cell.name}}
         with replacing(folder / CELL_FILE) as path:
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        cores = self._cores(slot)
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        if cores:
-            environment["OMP_NUM_THREADS"] = str(len(cores))
-        with (folder / LOG_FILE).open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.studies.noise.cells", str(folder), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # Ctrl-C reaches the study alone, which then stops its cells
-            )
-        if cores:
-            os.sched_setaffinity(process.pid, cores)
+        cores = part_of_cores(slot, self.jobs)
+        process = start_module("pipeline.studies.noise.cells", str(folder), log=folder / LOG_FILE, cores=cores)
         return _Running(cell, slot, process)
-
-    def _cores(self, slot: int) -> list[int]:
-        """Processor cores of a job on the CPU; none where the system knows no affinity, or has too few to part."""
-        if not hasattr(os, "sched_getaffinity"):
-            return []
-        cores = sorted(os.sched_getaffinity(0))
-        share = len(cores) // self.jobs
-        return cores[slot * share : (slot + 1) * share]
 
     def _note(self, entry: _Running, bar: Any) -> None:
         """Say how a cell ended."""
@@ -237,18 +216,6 @@ class StudyRunner:
         expected = {cell: _mean(known.get(cell.method, [overall])) for cell in (*waiting, *running)}
         left = sum(expected[cell] * (1 - running.get(cell, (0.0, 0.0))[0]) for cell in expected)
         return f"about {duration(left / min(self.jobs, max(1, len(expected))))} left"
-
-    def _stop(self, running: Sequence[_Running]) -> None:
-        """Interrupt cells, as Ctrl-C would, and wait until their MLflow runs are ended."""
-        for entry in running:
-            if entry.process.poll() is None:
-                entry.process.send_signal(signal.SIGINT)
-        deadline = time.monotonic() + GRACE
-        for entry in running:
-            try:
-                entry.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                entry.process.kill()
 
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:g}/{total} cells, {elapsed} spent{postfix}"

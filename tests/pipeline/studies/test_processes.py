@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.studies.processes import output_into, run_all
+from pipeline.studies.processes import output_into, part_of_cores, run_all
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -101,3 +101,18 @@ def test_output_goes_to_the_end_of_a_file_and_back_again(tmp_path, capfd):
     lines = path.read_text().splitlines()
     assert lines[0] == "before"
     assert sorted(lines[1:]) == ["error", "library", "python"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system knows no affinity")
+@pytest.mark.parametrize(
+    ("cores", "jobs", "shares"),
+    [
+        (range(8), 2, [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        (range(8), 3, [[0, 1], [2, 3], [4, 5]]),
+        ([1, 3], 2, [[1], [3]]),
+        ([0], 2, [[], []]),  # too few to part: they share
+    ],
+)
+def test_jobs_get_equal_parts_of_the_cores(monkeypatch, cores, jobs, shares):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(cores))
+    assert [part_of_cores(part, jobs) for part in range(jobs)] == shares

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
 
@@ -24,22 +23,6 @@ def make(tmp_path):
     yield build
     for runner in runners:
         runner.close()
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system knows no affinity")
-@pytest.mark.parametrize(
-    ("cores", "jobs", "shares"),
-    [
-        (range(8), 2, [[0, 1, 2, 3], [4, 5, 6, 7]]),
-        (range(8), 3, [[0, 1], [2, 3], [4, 5]]),
-        ([1, 3], 2, [[1], [3]]),
-        ([0], 2, [[], []]),  # too few to part: they share
-    ],
-)
-def test_jobs_get_equal_parts_of_the_cores(make, monkeypatch, cores, jobs, shares):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(cores))
-    runner = make(jobs=jobs)
-    assert [runner._cores(slot) for slot in range(jobs)] == shares
 
 
 def test_the_time_left_goes_by_what_each_method_took(make):
