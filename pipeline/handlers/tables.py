@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,30 +59,30 @@ class CaseTable:
         """
         case_ids = [(str(case), int(index)) for case, index in engine.state.case_ids]
         columns = {name: _values(name, details, len(case_ids)) for name, details in engine.state.metric_details.items()}
-        with replacing(self.output_dir / self.filename) as path, path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["case", "slice", *columns])
-            for row, (case, index) in enumerate(case_ids):
-                writer.writerow([case, index, *(f"{values[row]:.9g}" for values in columns.values())])
+        rows = [
+            {"case": case, "slice": index, **{name: float(values[row]) for name, values in columns.items()}}
+            for row, (case, index) in enumerate(case_ids)
+        ]
+        _write_csv(self.output_dir / self.filename, ["case", "slice", *columns], rows)
         summary = summarise([case for case, _ in case_ids], columns)
         volumes = getattr(engine.state, "volumes", None)
         if volumes:
-            with (
-                replacing(self.output_dir / "volumes.csv") as path,
-                path.open("w", newline="", encoding="utf-8") as file,
-            ):
-                rows = csv.DictWriter(file, list(volumes[0]))
-                rows.writeheader()
-                rows.writerows(
-                    {name: f"{value:.9g}" if isinstance(value, float) else value for name, value in volume.items()}
-                    for volume in volumes
-                )
+            _write_csv(self.output_dir / "volumes.csv", list(volumes[0]), volumes)
             summary["volumes"], notes = summarise_volumes(volumes)
             summary["notes"] += notes
         with replacing(self.output_dir / "summary.json") as path:
             path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         with replacing(self.output_dir / "summary.md") as path:
             path.write_text(summary_markdown(summary), encoding="utf-8")
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        for row in rows:
+            cells = (row[name] for name in columns)
+            writer.writerow(f"{cell:.9g}" if isinstance(cell, float) else cell for cell in cells)
 
 
 def _values(name: str, details: Any, expected: int) -> np.ndarray:

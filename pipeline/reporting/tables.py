@@ -129,15 +129,15 @@ class ScoreTable:
 
     def text(self) -> str:
         """Aligned for a console, with the gain over each baseline below."""
-        side = (["", f"{table.title}:", "", plain_table(rows)] for table, rows in _side_tables(self.metrics, _number))
-        return "\n".join([plain_table(self.rows), "", *self.gains(), *chain.from_iterable(side)]).rstrip()
+        return self._page(plain_table)
 
     def markdown(self) -> str:
         """As Markdown tables, with the gain over each baseline below the first."""
-        side = (
-            ["", f"{table.title}:", "", markdown_table(rows)] for table, rows in _side_tables(self.metrics, _number)
-        )
-        return "\n".join([markdown_table(self.rows), "", *self.gains(), *chain.from_iterable(side)]).rstrip()
+        return self._page(markdown_table)
+
+    def _page(self, table: Callable[[Sequence[Row]], str]) -> str:
+        side = (["", f"{kind.title}:", "", table(rows)] for kind, rows in _side_tables(self.metrics, _number))
+        return "\n".join([table(self.rows), "", *self.gains(), *chain.from_iterable(side)]).rstrip()
 
     def gains(self) -> list[str]:
         """One sentence per baseline: by how many dB of PSNR the prediction is better or worse."""

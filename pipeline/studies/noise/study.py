@@ -103,9 +103,9 @@ def _tracked(runner: StudyRunner, tracking_uri: str | None, command: str) -> Rep
         runner.run()
         report = _report(runner, command)
     except BaseException as error:
-        tracker.close(error)
+        tracker.close_after(error)
         raise
-    tracker.finish(summary_metrics(report.findings.summary), report.files, runner.output_dir)
+    tracker.finish(summary_metrics(report.findings.summary), report.files)
     if tracker.how_to_look:
         print(f"MLflow: {tracker.how_to_look}")
     return report

@@ -16,28 +16,22 @@ from pipeline.tracking.sender import PARENT_TAG
 PATIENCE = 90.0  # seconds to wait for the store; a new database takes some
 
 
-class StudyTracker:
+class StudyTracker(MLflowRun):
     """Tells MLflow about a study. A store that does not answer costs the cells their parent, nothing else.
 
     Args:
         study: its name is the experiment's.
         output_dir: folder of the study. If it holds the record of a run, that run is continued.
-        tracking_uri: see `pipeline.tracking.MLflowRun`; "none" turns tracking off, for the cells as well.
+        tracking_uri: see `MLflowRun`; "none" turns tracking off, for the cells as well.
         facts: further parameters of the parent run.
     """
 
     def __init__(
-        self,
-        study: Study,
-        output_dir: Path,
-        tracking_uri: str | None = None,
-        facts: Mapping[str, Any] | None = None,
+        self, study: Study, output_dir: Path, tracking_uri: str | None, facts: Mapping[str, Any] | None = None
     ) -> None:
-        self._study = study
-        self._given_uri = tracking_uri
-        self._tracker = MLflowRun(
-            output_dir=output_dir,
-            tracking_uri=tracking_uri,
+        super().__init__(
+            output_dir,
+            tracking_uri,
             default_store=project_dir() / "outputs" / "mlflow.db",
             experiment_name=study.name,
             run_name=f"{study.name} (study)",
@@ -45,47 +39,35 @@ class StudyTracker:
             tags={"study": study.name},
             resume=(output_dir / RUN_FILE).is_file(),
         )
+        self._study, self._given_uri = study, tracking_uri
 
     def start(self) -> None:
         """Begin the parent run, and wait until the store knows it."""
-        self._tracker.start()
+        super().start()
         deadline = time.monotonic() + PATIENCE
-        while self._tracker.tracking_uri and self._tracker.run_id is None and time.monotonic() < deadline:
+        while self.tracking_uri and self.run_id is None and time.monotonic() < deadline:
             time.sleep(0.1)
-
-    @property
-    def how_to_look(self) -> str | None:
-        """The command that shows the store, or its address; None if tracking is off."""
-        return self._tracker.how_to_look
 
     def run_settings(self, cell: Cell) -> dict[str, Any]:
         """What a cell's config is told, so that its run lies below the parent."""
         settings: dict[str, Any] = {"experiment_name": self._study.name, "tracking_uri": self._given_uri}
-        if self._given_uri is None and self._tracker.tracking_uri is None:
+        if self._given_uri is None and self.tracking_uri is None:
             settings["tracking_uri"] = "none"
         settings["tracker#tags#study"] = self._study.name
         settings["tracker#tags#noise_kind"] = cell.noise_kind
-        if self._tracker.run_id is not None:
-            settings[f"tracker#tags#{PARENT_TAG}"] = self._tracker.run_id
+        if self.run_id is not None:
+            settings[f"tracker#tags#{PARENT_TAG}"] = self.run_id
         return settings
 
-    def finish(self, summary: Mapping[str, float], files: Sequence[Path], top: Path) -> None:
+    def finish(self, summary: Mapping[str, float], files: Sequence[Path]) -> None:
         """Add the summary and the report to the parent run, and end it.
 
         Args:
             summary: numbers by name, such as ``psnr/reggan/affine5``.
-            files: of the report.
-            top: folder that their folders among the artifacts are counted from.
+            files: of the report, below the study's folder.
         """
-        self._tracker.log_metrics(summary)
+        self.log_metrics(summary)
         for path in files:
-            folder = path.relative_to(top).parent.as_posix()
-            self._tracker.log_artifact(path, None if folder == "." else folder)
-        self._tracker.close("FINISHED")
-
-    def close(self, error: BaseException) -> None:
-        """End the parent run of a study that was stopped, or that broke."""
-        if isinstance(error, KeyboardInterrupt):
-            self._tracker.close("KILLED")
-        else:
-            self._tracker.close("FAILED", error)
+            folder = path.resolve().relative_to(self.output_dir).parent.as_posix()
+            self.log_artifact(path, None if folder == "." else folder)
+        self.close("FINISHED")
