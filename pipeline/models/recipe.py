@@ -337,8 +337,6 @@ class Recipe:
                 if name == "spatial_size" and isinstance(value, int):
                     value = [value] * known["grid"]["spatial_dims"]  # one number stands for all axes
                 if place[entry] is None and name in _FILLED_IN:
-                    if name == "spatial_size" and isinstance(value, int):
-                        value = [value] * known["grid"]["spatial_dims"]
                     place[entry] = list(value) if isinstance(value, tuple) else value
                 elif place[entry] is not None or name in ("spacing",):
                     found += list(differences(value, place[entry], name))
