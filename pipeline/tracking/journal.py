@@ -14,6 +14,7 @@ them. Records survive the death of the process, and a segment that was sent but 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -191,16 +192,9 @@ class Journal:
         """Lets go of the folder, and removes it if nothing in it is unsent."""
         if not self.closed_segments():
             shutil.rmtree(self.folder, ignore_errors=True)
-            remove_empty(self.folder.parent)
+            with contextlib.suppress(OSError):  # the journals of other runs are there
+                self.folder.parent.rmdir()
         self._lock.release()
-
-
-def remove_empty(folder: Path) -> None:
-    """Removes a folder if nothing is in it."""
-    try:
-        folder.rmdir()
-    except OSError:
-        logger.debug("%s stays: it is not empty", folder)
 
 
 def read_segment(path: Path) -> Iterator[dict[str, Any]]:

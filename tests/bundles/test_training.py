@@ -191,7 +191,8 @@ def test_killed_and_resumed_equals_uninterrupted(dataset_dir, tmp_path, assert_s
 
     def command(name, *more):
         return command_line(
-            dataset_dir, tmp_path / name, "--max_epochs", "40", "--tracking_uri", store, "--run_name", name, *more
+            *(dataset_dir, tmp_path / name, "--max_epochs", "40", "--picture_interval", "40"),
+            *("--tracking_uri", store, "--run_name", name, *more),
         )
 
     subprocess.run(command("whole"), cwd=ROOT, env=environment, check=True, capture_output=True)

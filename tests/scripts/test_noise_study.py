@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -34,7 +35,7 @@ TINY = {
 STOPPED = {
     "methods": ["reggan"],
     "noise": {"affine": [5]},
-    "steps": 200,
+    "steps": 80,
     "overlays": ["augmentation.json"],
     "settings": {"val_interval": "$@max_epochs", "picture_interval": "$@max_epochs"},
 }
@@ -47,9 +48,10 @@ def phantom(tmp_path_factory):
     return folder
 
 
-def command(phantom, folder, *arguments, devices=("cpu",)):
-    options = ["--dataset-dir", f"coarse={phantom}", "--output-dir", str(folder), "--devices", *devices]
-    return [sys.executable, str(SCRIPT), *arguments, *options]
+def words(phantom, folder, *arguments, devices=("cpu",)):
+    # Two jobs, so that a cell has one thread: tiny tensors gain nothing from more.
+    options = ["--dataset-dir", f"coarse={phantom}", "--output-dir", str(folder), "--jobs", "2", "--devices", *devices]
+    return [*arguments, *options]
 
 
 def study(folder, **content):
@@ -59,18 +61,37 @@ def study(folder, **content):
     return str(path)
 
 
-def run(line, **options):
-    return subprocess.run(line, capture_output=True, text=True, timeout=540, **options)
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("noise_study_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(script, capsys):
+    """Runs the command line in this process, the cells still in theirs."""
+
+    def run(line):
+        try:
+            code = script.main(line)
+        except SystemExit as stop:
+            code = stop.code
+        printed = capsys.readouterr()
+        return SimpleNamespace(returncode=code, stdout=printed.out, stderr=printed.err)
+
+    return run
 
 
 def results(folder):
     return pd.read_csv(folder / "results.csv")
 
 
-def test_quick_preset(phantom, tmp_path):
+def test_quick_preset(run, phantom, tmp_path):
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     devices = ("cpu", "cpu:0")  # two names of the one that is everywhere; a job for each
-    done = run(command(phantom, tmp_path / "out", "--preset", "quick", "--tracking-uri", store, devices=devices))
+    done = run(words(phantom, tmp_path / "out", "--preset", "quick", "--tracking-uri", store, devices=devices))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "4 of 4 cells are finished" in done.stdout
     cells = [json.loads(path.read_text()) for path in (tmp_path / "out" / "cells").glob("*/cell.json")]
@@ -112,7 +133,7 @@ def test_quick_preset(phantom, tmp_path):
     grown["method_noise"] = {"reggan": {"affine": [0, 5]}}
     (tmp_path / "grown.yaml").write_text(yaml.safe_dump(grown))
     line = ["--study", str(tmp_path / "grown.yaml"), "--tracking-uri", store]
-    again = run(command(phantom, tmp_path / "out", *line))
+    again = run(words(phantom, tmp_path / "out", *line))
     assert again.returncode == 0, again.stderr[-3000:]
     assert "5 of 5 cells are finished" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -123,16 +144,16 @@ def test_quick_preset(phantom, tmp_path):
 
     # Another setting does not mix with what is there.
     other = study(tmp_path, name="noise-study-quick", methods=["reggan"], noise={"affine": [5]}, steps=9)
-    refused = run(command(phantom, tmp_path / "out", "--study", other))
+    refused = run(words(phantom, tmp_path / "out", "--study", other))
     assert refused.returncode == 2
     assert "holds a run of other settings: settings#decay_epochs is 0, now None" in refused.stderr
 
 
 @pytest.mark.parametrize("kind", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
-def test_stopped_and_started_again_equals_undisturbed(phantom, tmp_path, undisturbed, kind):
-    line = command(phantom, tmp_path, "--study", study(tmp_path, **STOPPED), "--tracking-uri", "none")
+def test_stopped_and_started_again_equals_undisturbed(run, phantom, tmp_path, undisturbed, kind):
+    line = words(phantom, tmp_path, "--study", study(tmp_path, **STOPPED), "--tracking-uri", "none")
     started = subprocess.Popen(
-        line,
+        [sys.executable, str(SCRIPT), *line],
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # pytest may run in the background
@@ -153,30 +174,21 @@ def test_stopped_and_started_again_equals_undisturbed(phantom, tmp_path, undistu
 
 
 @pytest.fixture(scope="module")
-def undisturbed(phantom, tmp_path_factory):
+def undisturbed(script, phantom, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = run(command(phantom, folder, "--study", study(folder, **STOPPED), "--tracking-uri", "none"))
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert script.main(words(phantom, folder, "--study", study(folder, **STOPPED), "--tracking-uri", "none")) == 0
     return results(folder)
 
 
-def test_a_broken_cell_is_reported_and_does_not_stop_the_rest(phantom, tmp_path):
+def test_a_broken_cell_is_reported_and_does_not_stop_the_rest(run, phantom, tmp_path):
     broken = {"reggan": {"network_def#registration#channels": [4] * 7}}  # too deep for 48 pixels
     path = study(tmp_path, methods=["reggan", "pix2pix"], noise={"affine": [1]}, steps=1, method_settings=broken)
-    done = run(command(phantom, tmp_path, "--study", path, "--tracking-uri", "none"))
+    done = run(words(phantom, tmp_path, "--study", path, "--tracking-uri", "none"))
     assert done.returncode == 1
     assert "1 of 2 cells are finished" in done.stdout
     assert "coarse-reggan-affine1-seed0: failed: ValueError: spatial_size must be at least 256" in done.stderr
     assert set(results(tmp_path)["method"]) == {"pix2pix"}
     assert "spatial_size must be at least 256" in (tmp_path / "report" / "summary.md").read_text()
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("noise_study_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(

@@ -302,7 +302,9 @@ def write_model(path, backbone, size=(32, 24)):
     return path
 
 
-@pytest.mark.parametrize("backbone", NETWORKS)
+@pytest.mark.parametrize(
+    "backbone", [pytest.param(name, marks=[pytest.mark.slow] if name in ("unit", "munit") else []) for name in NETWORKS]
+)
 def test_a_model_without_a_run_translates_elsewhere_as_it_does_here(bare_python, main, dataset, tmp_path, backbone):
     model, image = write_model(tmp_path / "imported.pt", backbone), dataset / "images" / "c.nii.gz"
     main([str(tmp_path / "a.zip"), "--model", str(model), "--data-source", "heads of elsewhere"])

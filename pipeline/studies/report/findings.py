@@ -10,9 +10,9 @@ import pandas as pd
 
 from pipeline.metrics.catalogue import BASELINES, CATALOGUE, Metric
 from pipeline.studies.report.figures import method_order
-from pipeline.studies.report.measures import KIND_TITLES
 from pipeline.studies.report.statistics import CLEAN, REFERENCES, differences, falls, left_out, summarise, unit_values
 
+KIND_TITLES = {"affine": "affine", "nonaffine": "non-affine"}
 MOST_COMPARED = 4  # methods that are compared in words; the tables have all
 MOST_NAMED = 12  # missing cells that are named
 

@@ -8,15 +8,34 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
-from pipeline.metrics.catalogue import Metric
-from pipeline.studies.report.measures import KEYS, KINDS, metrics_of
+from pipeline.metrics.catalogue import Metric, columns
 
+KEYS = ("method", "noise_level", "noise_kind", "seed", "dataset", "case")
+"""Columns that name a unit: one patient as one trained cell translates it."""
+KINDS = ("affine", "nonaffine")
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 SEED = 0
 REFERENCES = ("pix2pix", "cyclegan")
 CLEAN = 0.0  # the noise level at which training pairs are aligned
 _PAIR = ["dataset", "case", "seed"]
+
+
+def metrics_of(results: pd.DataFrame) -> list[Metric]:
+    """The metrics that results hold: the known ones in their order, then any other column of numbers.
+
+    Args:
+        results: long form, or units.
+    """
+    measured = [
+        str(name)
+        for name in results.columns
+        if name not in (*KEYS, "slice") and pd.api.types.is_numeric_dtype(results[name]) and results[name].notna().any()
+    ]
+    known = columns()
+    return [metric for name, metric in known.items() if name in measured] + [
+        Metric(name, name.replace("_", " ")) for name in measured if name not in known
+    ]
 
 
 @dataclass(frozen=True)

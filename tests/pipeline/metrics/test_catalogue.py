@@ -11,7 +11,7 @@ from pipeline.handlers import CaseTable, ProgressHandler
 from pipeline.metrics import CATALOGUE, Metric, case_metrics
 from pipeline.metrics.catalogue import columns, names_in
 from pipeline.reporting import ScoreTable
-from pipeline.studies.report.measures import metrics_of
+from pipeline.studies.report.statistics import metrics_of
 
 
 def largest_error(pred, target, *, data_range, mask=None):

@@ -8,8 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.studies.report.measures import metrics_of
-from pipeline.studies.report.statistics import differences, estimate, falls, left_out, summarise, unit_values
+from pipeline.studies.report.statistics import (
+    differences,
+    estimate,
+    falls,
+    left_out,
+    metrics_of,
+    summarise,
+    unit_values,
+)
 
 KEYS = ("method", "noise_level", "noise_kind", "seed", "dataset", "case", "slice")
 
