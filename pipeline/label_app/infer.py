@@ -134,7 +134,7 @@ class TranslationTask(BundleInferTask):
 
         Raises:
             ValueError: if the file is damaged, holds NaN or no recipe, or contradicts the bundle's `inference.json`, or
-                its images are too small for its network. MONAI may have wrapped it, see `pipeline.bundle.first_cause`.
+                its images are too small for its network. MONAI may have wrapped it, see `pipeline.errors.first_cause`.
         """
         wanted = self._state_of_file(device)
         while self._loaded != wanted:
