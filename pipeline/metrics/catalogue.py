@@ -87,51 +87,39 @@ class Metric:
         return f"{self.title} {value:{self.form}}{f' {self.unit}' if self.unit else ''}"
 
 
-CATALOGUE = {
-    metric.name: metric
-    for metric in (
-        # What the paper compares methods by.
-        Metric("nmae", "NMAE", nmae, direction="lower", column="NMAE (lower is better)"),
-        Metric("psnr", "PSNR", psnr, "dB", ".2f", "higher"),
-        Metric("ssim", "SSIM", ssim, direction="higher", masked=False),  # the paper's, over the whole image
-        Metric(
-            "endpoint_error",
-            "Endpoint error of R",
-            None,
-            "pixels",
-            ".3f",
-            "lower",
-            "registration",
-            column="endpoint error in pixels (lower is better)",
-        ),
-        Metric(
-            "identity_endpoint_error", "Endpoint error of doing nothing", None, "pixels", ".3f", group="registration"
-        ),
-        Metric("folded", "Folded share", None, "", ".2%", "lower", "registration", column="folded pixels"),
-        Metric(
-            # Neither more nor less is better: what the target itself shares with the source is right.
-            "source_information",
-            "Mutual information with the source",
-            mutual_information,
-            "nats",
-            ".3f",
-            group="content",
-            candidates=(PREDICTION, TARGET),
-            reference=SOURCE,
-            column="information shared with the source, nats",
-        ),
-        Metric(
-            "high_frequency",
-            "High frequency share against the target's",
-            high_frequency_ratio,
-            form=".3f",
-            group="content",
-            candidates=(PREDICTION,),
-            column="fine detail against the target's",
-        ),
-        Metric("mae", "MAE", mae, "the target's units", ".2f", "lower", "volume"),
-    )
-}
+_ERROR = "endpoint error in pixels (lower is better)"
+_METRICS = (
+    # What the paper compares methods by; SSIM is over the whole image there.
+    Metric("nmae", "NMAE", nmae, direction="lower", column="NMAE (lower is better)"),
+    Metric("psnr", "PSNR", psnr, "dB", ".2f", "higher"),
+    Metric("ssim", "SSIM", ssim, direction="higher", masked=False),
+    Metric("endpoint_error", "Endpoint error of R", None, "pixels", ".3f", "lower", "registration", column=_ERROR),
+    Metric("identity_endpoint_error", "Endpoint error of doing nothing", None, "pixels", ".3f", group="registration"),
+    Metric("folded", "Folded share", None, "", ".2%", "lower", "registration", column="folded pixels"),
+    # Neither more nor less is better of these: what the target itself has is right.
+    Metric(
+        "source_information",
+        "Mutual information with the source",
+        mutual_information,
+        "nats",
+        ".3f",
+        group="content",
+        candidates=(PREDICTION, TARGET),
+        reference=SOURCE,
+        column="information shared with the source, nats",
+    ),
+    Metric(
+        "high_frequency",
+        "High frequency share against the target's",
+        high_frequency_ratio,
+        form=".3f",
+        group="content",
+        candidates=(PREDICTION,),
+        column="fine detail against the target's",
+    ),
+    Metric("mae", "MAE", mae, "the target's units", ".2f", "lower", "volume"),
+)
+CATALOGUE = {metric.name: metric for metric in _METRICS}
 """By name."""
 
 
