@@ -28,6 +28,7 @@ FLOORS = [
         "pipeline.metrics",
         "pipeline.data",
         "pipeline.files",
+        "pipeline.io",
         "pipeline.provenance",
     },
     {"pipeline.translators"},

@@ -72,7 +72,7 @@ def _percentiles(tensor: torch.Tensor) -> tuple[float, float]:
 
 
 class DescribeVolumed(MapTransform):
-    """Write `describe_volume` of each key into its metadata, behind ``LoadImaged``; the voxels stay as they are.
+    """Write `describe_volume` of each key into its metadata, behind what reads; the voxels stay as they are.
 
     Args:
         keys: keys of the images.

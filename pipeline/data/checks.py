@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
-from monai.data.utils import to_affine_nd
-from monai.transforms import LoadImage
+
+from pipeline.io import ImageError, read_image
 
 __all__ = ["REQUIRED_SPLITS", "SPLITS", "DataError", "check_cases", "check_images", "find_faults"]
 
@@ -144,17 +143,16 @@ def _inspect(path: str) -> _FileReport:
         return report
     try:
         report.digest = _hash_file(path)
-        image = LoadImage(ensure_channel_first=True)(path)
+        image = read_image(path)
+    except ImageError as error:
+        report.faults.append(str(error))
+        return report
     except Exception as error:  # readers raise whatever their format's library raises
         report.faults.append(f"cannot be read ({_reason(error)})")
         return report
-    if image.shape[0] != 1 or image.ndim not in (3, 4):
-        shape = tuple(image.shape[1:]) if image.shape[0] == 1 else (*image.shape[1:], image.shape[0])
-        report.faults.append(f"has shape {shape}, expected a 2D or 3D image of one channel")
-        return report
     report.shape = tuple(image.shape[1:])
     report.faults += _check_values(image.as_tensor())
-    report.affine = _affine_of(image)
+    report.affine = image.affine.numpy()
     determinant = float(np.linalg.det(report.affine))
     if not np.isfinite(determinant) or determinant == 0:
         report.faults.append(f"has an affine that cannot be inverted: {_format(report.affine)}")
@@ -190,11 +188,6 @@ def _check_values(values: torch.Tensor) -> list[str]:
     return [f"is constant, every value is {low:g}"] if low == high else []
 
 
-def _affine_of(image: MetaTensor) -> np.ndarray:
-    """Return the 4x4 affine of a 2D or 3D image."""
-    return to_affine_nd(3, image.affine.detach().cpu().numpy().astype(np.float64))
-
-
 def _format(affine: np.ndarray) -> str:
     """Return the upper three rows of an affine on one line."""
     return "[" + ", ".join("[" + ", ".join(f"{value:.5g}" for value in row) + "]" for row in affine[:3]) + "]"
@@ -220,11 +213,10 @@ def _compare_pair(image: str, label: str, reports: Mapping[str, _FileReport]) ->
 
 def _greatest_distance(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...]) -> tuple[float, float]:
     """Return how far two affines place one voxel of a grid apart at most, and the shortest voxel side, both in mm."""
-    lengths = (*shape, 1)[:3]
     # The distance is a convex function of the position, so its maximum lies in a corner.
-    corners = np.array(list(itertools.product(*((0, length - 1) for length in lengths), (1,))), dtype=np.float64)
+    corners = np.array(list(itertools.product(*((0, length - 1) for length in shape), (1,))), dtype=np.float64)
     distance = np.linalg.norm(corners @ (first - second).T, axis=1).max()
-    return float(distance), float(np.linalg.norm(first[:3, :3], axis=0)[: len(shape)].min())
+    return float(distance), float(np.linalg.norm(first[:3, :3], axis=0).min())
 
 
 def _find_shared(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from monai.utils import convert_to_tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from pipeline.data.datalist import name_of
+from pipeline.io import name_of
 from transforms import DESCRIPTION_KEY, WINDOW_KEY, extract_slices, nonempty_slices
 
 __all__ = ["SliceDataset"]

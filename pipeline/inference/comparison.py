@@ -94,7 +94,7 @@ def _span(low: float, high: float) -> str:
 
 
 class CompareWithTrainingd(MapTransform):
-    """Warn of volumes unlike those of the training; stands behind ``LoadImaged``, and leaves the voxels as they are.
+    """Warn of volumes unlike those of the training; stands behind ``ReadImaged``, and leaves the voxels as they are.
 
     What is said is kept in ``meta["differences_from_training"]`` as well, a list of sentences.
 

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from monai.transforms import LoadImage
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
-from pipeline.data.datalist import name_of
 from pipeline.inference.translation import Translation
+from pipeline.io import name_of, read_image
 from pipeline.metrics import foreground_mask, mae, nmae, psnr, ssim
 
 SSIM_WINDOW = 7
@@ -50,7 +49,7 @@ def score_volumes(
     candidates: dict[str, Callable[[Tensor], Tensor]] = {"": network, **(baselines or {})}
     for case in cases:
         # The scaling needs the metadata, the scores plain tensors; what is unlike the training is warned of on the way.
-        label = LoadImage(ensure_channel_first=True)(case["label"])
+        label = read_image(case["label"])
         target = convert_to_tensor(label, dtype=torch.float32, track_meta=False)[None]
         mask = foreground_mask(convert_to_tensor(scale_target({"label": label})["label"], track_meta=False)[None])
         source = translation.preprocessing({"image": case["image"]})["image"]

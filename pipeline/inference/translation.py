@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from monai.transforms import CastToTyped, Compose, Invertd, LoadImaged
+from monai.transforms import CastToTyped, Compose, Invertd
 
 from pipeline.inference.comparison import CompareWithTrainingd
 from pipeline.inference.slices import ForegroundSliceInferer
+from pipeline.io import ReadImaged
 from pipeline.models import Recipe
 from transforms import RestoreIntensityd
 
@@ -33,7 +34,7 @@ class Translation:
         self.spatial_preprocessing = recipe.spatial_preprocessing("image")
         self.preprocessing = Compose(
             [
-                LoadImaged("image", ensure_channel_first=True),
+                ReadImaged("image"),
                 CompareWithTrainingd("image", recipe),
                 recipe.scaling("source", "image"),
                 *self.spatial_preprocessing.transforms,

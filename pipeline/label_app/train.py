@@ -16,8 +16,8 @@ from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.utils.others.generic import device_list
 
 from pipeline.bundle import CONFIG_FILE, first_cause
-from pipeline.data.datalist import name_of
 from pipeline.files import replacing
+from pipeline.io import name_of
 from pipeline.label_app.infer import WEIGHTS, request_device
 from pipeline.models import MODEL, Model, file_digest
 from pipeline.packaging import PROVENANCE_FILE, SCORES

@@ -8,9 +8,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jsonschema
-from monai.transforms import Compose, LoadImaged, Orientationd, Spacingd
+from monai.transforms import Compose, Orientationd, Spacingd
 from torch import nn
 
+from pipeline.io import ReadImaged
 from pipeline.models.describing import (
     build_factory,
     build_scaling,
@@ -298,7 +299,7 @@ class Recipe:
         keys = ("image", "label")
         scalings = [self.scaling(domain, key) for domain, key in zip(("source", "target"), keys, strict=True)]
         spatial = self.spatial_preprocessing(keys).transforms
-        return Compose([LoadImaged(keys, ensure_channel_first=True), *scalings, *spatial])
+        return Compose([ReadImaged(keys), *scalings, *spatial])
 
     def agree(self, settings: Mapping[str, Any]) -> Recipe:
         """Compare settings that were given with what the model knows.

@@ -10,6 +10,7 @@ from typing import Any
 from monai.transforms import Compose, LoadImaged, Orientationd, Spacingd
 
 from pipeline.data import SliceDataset
+from pipeline.io import ReadImaged
 from pipeline.models.describing import describe_scaling, describe_translator, plain
 from pipeline.models.errors import ModelError
 from pipeline.models.recipe import FIT, FOREGROUND, FORMAT, VERSION, Recipe
@@ -117,7 +118,7 @@ def describe_preprocessing(preprocessing: Compose) -> tuple[dict[str, Any], dict
         elif isinstance(step, ResampleInPlaned):
             grid["spatial_size"] = list(step.resampler.spatial_size)
             grid["slice_axis"] = step.resampler.slice_axis
-        elif not isinstance(step, LoadImaged | ToVolumed | DescribeVolumed):
+        elif not isinstance(step, LoadImaged | ReadImaged | ToVolumed | DescribeVolumed):
             raise ModelError(
                 f"train#preprocessing holds {type(step).__name__}, which a model's recipe cannot describe: whoever "
                 "translates would leave it out. Apply it to the files beforehand, or teach pipeline/models/recipe.py"

@@ -97,13 +97,13 @@ def test_truncated_gzip(cases, kept):
     assert fault.startswith(f"{path}: cannot be read (")
 
 
-@pytest.mark.parametrize("name", ["x.nii.gz", "x.nii", "x.npy", "x.nrrd", "x.txt"])
+@pytest.mark.parametrize("name", ["x.nii.gz", "x.nii", "x.npy", "x.nrrd", "x.mgz", "x.txt"])
 def test_file_of_another_kind(cases, tmp_path, name):
     path = tmp_path / name
     path.write_text("this is no image\n")
     cases["training"][0]["image"] = str(path)
     (fault,) = faults_of(cases)
-    assert fault.startswith(f"{path}: cannot be read (")
+    assert fault.startswith(f"{path}: {'is of no known format' if name == 'x.txt' else 'cannot be read ('}")
     assert "\n" not in fault
 
 
