@@ -20,6 +20,8 @@ from transforms.intensity import (
     ScaleMRIntensityd,
 )
 from transforms.resampling import (
+    CROPPED_KEY,
+    UNMEASURED_KEY,
     ResampleInPlane,
     ResampleInPlaned,
     ToVolume,
@@ -30,9 +32,11 @@ from transforms.resampling import (
 )
 
 __all__ = [
+    "CROPPED_KEY",
     "DESCRIPTION_KEY",
     "MAX_NOISE_LEVEL",
     "NOISE_KINDS",
+    "UNMEASURED_KEY",
     "WINDOW_KEY",
     "Deformation",
     "DeformationNoise",

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from pipeline.io import ImageError, read_image
+from transforms import UNMEASURED_KEY
 
 __all__ = [
     "REQUIRED_SPLITS",
@@ -66,12 +67,14 @@ class FileReport:
         digest: SHA-256 of its bytes, in hexadecimal; empty where it could not be read.
         shape: (X, Y, Z) as `pipeline.io.read_image` gives it; None where it could not be read.
         affine: to RAS in mm; None where there is none that can be inverted.
+        measured: whether it says how large its voxels are.
     """
 
     faults: list[str] = field(default_factory=list)
     digest: str = ""
     shape: tuple[int, ...] | None = None
     affine: np.ndarray | None = None
+    measured: bool = True
 
 
 def check_cases(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -188,6 +191,7 @@ def _inspect(path: str) -> FileReport:
     report.shape = tuple(image.shape[1:])
     report.faults += _check_values(image.as_tensor())
     report.affine = image.affine.numpy()
+    report.measured = not image.meta.get(UNMEASURED_KEY, False)
     determinant = float(np.linalg.det(report.affine))
     if not np.isfinite(determinant) or determinant == 0:
         report.faults.append(f"has an affine that cannot be inverted: {_format(report.affine)}")

@@ -41,7 +41,7 @@ class Translation:
             ]
         )
         self.inferer = ForegroundSliceInferer(
-            roi_size=recipe.spatial_size,
+            roi_size=(-1, -1),  # a slice as a whole, also where the field of view is larger than the training's
             spatial_dim=recipe.slice_axis,
             sw_batch_size=slices_at_once,
             overlap=0,

@@ -12,6 +12,8 @@ import numpy as np
 from monai.data import ITKReader, ITKWriter
 from monai.data.utils import to_affine_nd
 
+from transforms import UNMEASURED_KEY
+
 HEADER_KEY = "nifti_header"
 """Entry of an image's metadata: its NIfTI header as bytes."""
 
@@ -51,7 +53,7 @@ def _read_numpy(path: Path) -> Raw:
     # Without a position in space, an axis in front that counts nothing is the channel's: (1, H, W) is a slice.
     if voxels.ndim == 3 and voxels.shape[0] == 1:
         voxels = voxels[0]
-    return Raw(voxels, np.eye(4), {})
+    return Raw(voxels, np.eye(4), {UNMEASURED_KEY: True})
 
 
 def _write_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray, meta: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from pipeline.data import SliceDataset
 from pipeline.io import ReadImaged
 from pipeline.models.describing import describe_scaling, describe_translator, plain
 from pipeline.models.errors import ModelError
-from pipeline.models.recipe import FIT, FOREGROUND, FORMAT, VERSION, Recipe
+from pipeline.models.recipe import FIT, FOREGROUND, FORMAT, PAD, VERSION, Recipe, in_plane
 from pipeline.models.starting import StartingPoint
 from pipeline.provenance import git_state
 from pipeline.translators import Translator
@@ -118,6 +118,13 @@ def describe_preprocessing(preprocessing: Compose) -> tuple[dict[str, Any], dict
         elif isinstance(step, ResampleInPlaned):
             grid["spatial_size"] = list(step.resampler.spatial_size)
             grid["slice_axis"] = step.resampler.slice_axis
+            if step.resampler.spacing is not None:
+                if grid["spacing"] is not None:
+                    raise ModelError(
+                        "train#preprocessing holds Spacingd and gives ResampleInPlaned a spacing, for which a model's "
+                        "recipe has no word: leave out one of them (--fit resize takes away the second)"
+                    )
+                grid |= {"fit": PAD, "spacing": in_plane(step.resampler.spacing, step.resampler.slice_axis)}
         elif not isinstance(step, LoadImaged | ReadImaged | ToVolumed | DescribeVolumed):
             raise ModelError(
                 f"train#preprocessing holds {type(step).__name__}, which a model's recipe cannot describe: whoever "

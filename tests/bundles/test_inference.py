@@ -17,6 +17,7 @@ from pipeline.models import Model
 from .conftest import run_chain
 
 OBLIQUE = np.array([[1.9, 0.5, 0.2, -11.0], [-0.6, 1.85, -0.5, 23.0], [-0.2, 0.4, 3.9, 5.0], [0.0, 0.0, 0.0, 1.0]])
+OBLIQUE[:, :3] *= np.array([2, 2, 4]) / np.linalg.norm(OBLIQUE[:3, :3], axis=0)  # voxels as large as in training
 # A volume's axes, by where they point.
 ORIENTATIONS = ["LPS", "LAS", "PIR", "SAL", "ASR", "IPL"]
 
