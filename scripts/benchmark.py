@@ -225,7 +225,7 @@ def report_onnx(rounds: int) -> None:
     print()
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
         folder = Path(name)
-        settings = {"image": first_volume(), "output_dir": str(folder), "device": "cpu", "save#print_log": False}
+        settings = {"image": first_volume(), "output_dir": str(folder), "device": "cpu"}
         write_untrained(folder / "model.pt")
         workflow = ConfigWorkflow(["inference.json"], **settings, checkpoint=str(folder / "model.pt"))
         exporter = Exporter([INFERENCE], folder / "model.pt", CONFIG.with_name("metadata.json"), settings)

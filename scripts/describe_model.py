@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.inference import open_model
 from pipeline.models import SCHEMA, Recipe
+from pipeline.models.recipe import pixel_size
 
 EPILOG = """\
 MODEL is model.pt, best.pt or last.pt of a training, what scripts/import_weights.py wrote, or an ONNX file. Its
@@ -43,11 +44,13 @@ def summary(recipe: Recipe) -> str:
     names = [content[domain]["modality"] or f"unknown {domain}" for domain in ("source", "target")]
     window = "{:g} to {:g}".format(*content["target"]["window"])
     size = "x".join(map(str, grid["spatial_size"] or [])) or "unknown size"
+    pixel = pixel_size(grid)
+    pixels = "each resized to fill it" if pixel is None else f"pixels of {pixel:.4g} mm"
     lines = [
         f"method      {content['method'] or 'unknown'}, backbone {content['backbone']}",
         f"translates  {names[0]} into {names[1]}, predictions from {window}",
         *(f"{domain:<11} {_call(content[domain]['scaling'])}" for domain in ("source", "target")),
-        f"grid        {grid['orientation']}, slices of {size} along axis {grid['slice_axis']}",
+        f"grid        {grid['orientation']}, slices of {size} along axis {grid['slice_axis']}, {pixels}",
         *(f"network     {name}: {_call(network)}" for name, network in content["networks"].items()),
         f"training    {training['origin']}, epoch {training['epoch']}, step {training['iteration']}, noise level "
         f"{training['noise_level']} ({training['noise_kind']}), seed {training['seed']}, commit {training['commit']}",

@@ -28,6 +28,7 @@ FLOORS = [
         "pipeline.metrics",
         "pipeline.files",
         "pipeline.errors",
+        "pipeline.io",
         "pipeline.provenance",
     },
     {"pipeline.data", "pipeline.translators"},

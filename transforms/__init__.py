@@ -1,7 +1,14 @@
 """MONAI dictionary transforms of the bundle: intensity, resampling and synthetic deformation noise."""
 
 from transforms.deformation import MAX_NOISE_LEVEL, NOISE_KINDS, DeformationNoise, RandDeformationNoised
-from transforms.description import DESCRIPTION_KEY, DescribeVolumed, describe_volume
+from transforms.description import (
+    DESCRIPTION_KEY,
+    DescribeVolumed,
+    describe_volume,
+    find_slice_axis,
+    measure_axes,
+    orientation_axes,
+)
 from transforms.displacement import Deformation, deform, true_displacement
 from transforms.intensity import (
     WINDOW_KEY,
@@ -13,6 +20,8 @@ from transforms.intensity import (
     ScaleMRIntensityd,
 )
 from transforms.resampling import (
+    CROPPED_KEY,
+    UNMEASURED_KEY,
     ResampleInPlane,
     ResampleInPlaned,
     ToVolume,
@@ -23,9 +32,11 @@ from transforms.resampling import (
 )
 
 __all__ = [
+    "CROPPED_KEY",
     "DESCRIPTION_KEY",
     "MAX_NOISE_LEVEL",
     "NOISE_KINDS",
+    "UNMEASURED_KEY",
     "WINDOW_KEY",
     "Deformation",
     "DeformationNoise",
@@ -44,7 +55,10 @@ __all__ = [
     "deform",
     "describe_volume",
     "extract_slices",
+    "find_slice_axis",
+    "measure_axes",
     "nonempty_slices",
+    "orientation_axes",
     "stack_slices",
     "true_displacement",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import nibabel as nib
@@ -14,12 +14,21 @@ from monai.data.utils import to_affine_nd
 from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor
 
-__all__ = ["DESCRIPTION_KEY", "DescribeVolumed", "describe_volume"]
+__all__ = [
+    "DESCRIPTION_KEY",
+    "DescribeVolumed",
+    "describe_volume",
+    "find_slice_axis",
+    "measure_axes",
+    "orientation_axes",
+]
 
 DESCRIPTION_KEY = "description"
 """Entry of an image's metadata that `DescribeVolumed` writes."""
 
 PERCENTILES = (0.5, 99.5)
+THICKER = 1.2
+"""From which factor on voxels count as thicker along one axis than along the others."""
 MOST_VOXELS = 1 << 20
 """Voxels that the percentiles are taken of, at most; evenly spread over a larger volume."""
 
@@ -45,12 +54,10 @@ def describe_volume(image: NdarrayOrTensor) -> dict[str, Any]:
         raise ValueError(f"expected an image of shape (C, H, W) or (C, H, W, D), got {tuple(tensor.shape)}")
     affine = image.affine if isinstance(image, MetaTensor) else torch.eye(4)
     affine = to_affine_nd(3, affine.detach().cpu().numpy().astype(np.float64))
-    lengths = np.array([*tensor.shape[1:], 1][:3])
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
     orientation = nib.io_orientation(affine)
     axes = orientation[:, 0].astype(int)
-    cosines = np.abs(affine[axes, np.arange(3)]) / spacing
-    order = np.argsort(axes)
+    cosines = np.abs(affine[axes, np.arange(3)]) / np.linalg.norm(affine[:3, :3], axis=0)
+    spacing, lengths = measure_axes(affine, [*tensor.shape[1:], 1][:3])
     low, high = _percentiles(tensor)
     return {
         "channels": int(tensor.shape[0]),
@@ -58,9 +65,47 @@ def describe_volume(image: NdarrayOrTensor) -> dict[str, Any]:
         "high": high,
         "orientation": "".join(nib.orientations.ornt2axcodes(orientation)),
         "tilt": float(np.degrees(np.arccos(np.clip(cosines, 0, 1))).max()),
-        "spacing": [float(value) for value in spacing[order]],
-        "field_of_view": [float(value) for value in (spacing * lengths)[order]],
+        "spacing": spacing,
+        "field_of_view": [size * length for size, length in zip(spacing, lengths, strict=True)],
     }
+
+
+def measure_axes(affine: np.ndarray, shape: Sequence[int], orientation: str = "RAS") -> tuple[list[float], list[int]]:
+    """Voxel size in mm and number of voxels along the axes of an orientation.
+
+    Args:
+        affine: 4x4, of the volume as it is stored.
+        shape: (X, Y, Z), likewise.
+        orientation: where the axes point that are asked for, such as "RAS".
+    """
+    stored = nib.io_orientation(affine)[:, 0].astype(int).tolist()
+    order = [stored.index(axis) for axis in orientation_axes(orientation)]
+    spacing = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
+    return [float(spacing[axis]) for axis in order], [int(shape[axis]) for axis in order]
+
+
+def orientation_axes(orientation: str) -> list[int]:
+    """The patient's axis along which each axis of an orientation lies: 0 left-right, 1 front-back, 2 up-down."""
+    return [next(axis for axis, pair in enumerate(("RL", "AP", "SI")) if letter in pair) for letter in orientation]
+
+
+def find_slice_axis(spacing: Sequence[float], lengths: Sequence[int]) -> int | None:
+    """The axis along which a volume was taken slice by slice.
+
+    Args:
+        spacing: voxel size in mm along each axis.
+        lengths: number of voxels along each axis.
+
+    Returns:
+        That of a single slice, or else the one along which voxels are thicker than along both others by the factor
+        `THICKER`; None where there is neither.
+    """
+    single = [axis for axis, length in enumerate(lengths) if length == 1]
+    if len(single) == 1:
+        return single[0]
+    thickest = max(range(3), key=lambda axis: spacing[axis])
+    others = max(size for axis, size in enumerate(spacing) if axis != thickest)
+    return thickest if spacing[thickest] >= THICKER * others else None
 
 
 def _percentiles(tensor: torch.Tensor) -> tuple[float, float]:
@@ -72,7 +117,7 @@ def _percentiles(tensor: torch.Tensor) -> tuple[float, float]:
 
 
 class DescribeVolumed(MapTransform):
-    """Write `describe_volume` of each key into its metadata, behind ``LoadImaged``; the voxels stay as they are.
+    """Write `describe_volume` of each key into its metadata, behind what reads; the voxels stay as they are.
 
     Args:
         keys: keys of the images.

@@ -5,6 +5,7 @@ Orientation and voxel spacing are MONAI's ``Orientationd`` and ``Spacingd``; her
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 
 import torch
@@ -12,11 +13,13 @@ import torch.nn.functional as F
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor, get_track_meta
 from monai.data.utils import to_affine_nd
-from monai.transforms import InvertibleTransform, MapTransform, Pad
-from monai.transforms.utils import scale_affine
+from monai.transforms import InvertibleTransform, MapTransform
+from monai.transforms.utils import create_translate, scale_affine
 from monai.utils import TraceKeys, TransformBackends, convert_to_tensor
 
 __all__ = [
+    "CROPPED_KEY",
+    "UNMEASURED_KEY",
     "ResampleInPlane",
     "ResampleInPlaned",
     "ToVolume",
@@ -25,6 +28,12 @@ __all__ = [
     "nonempty_slices",
     "stack_slices",
 ]
+
+
+UNMEASURED_KEY = "unmeasured"
+"""Entry of an image's metadata, true where nobody knows the size of its voxels."""
+CROPPED_KEY = "cropped"
+"""Entry of an image's metadata: the share of what it shows that was cut off."""
 
 
 def _check_slice_axis(slice_axis: int) -> int:
@@ -111,11 +120,17 @@ class ToVolumed(MapTransform, InvertibleTransform):
 
 
 class ResampleInPlane(InvertibleTransform):
-    """Bring the slices of a volume to one size without distorting them; the number of slices stays.
+    """Bring the slices of a volume to one size; the number of slices stays.
 
-    Each slice is padded around its centre to the proportions of ``spatial_size`` (a square, mostly), then resized with
-    linear interpolation; where that shrinks it, the kernel widens with the factor, so that nothing is aliased. The
-    affine follows. Proportions are counted in voxels: with unequal in-plane spacing put MONAI's ``Spacingd`` in front.
+    Each slice is padded around its centre, then resized with linear interpolation; where that shrinks it, the kernel
+    widens with the factor, so that nothing is aliased. The affine follows. How far it is padded depends on ``spacing``:
+
+    - a number: to as many millimetres as ``spatial_size`` pixels of that size are, so that a pixel means the same in
+      every volume (but for half a voxel of its file over the whole width). What reaches beyond is cut off with
+      ``crop``, which ``meta["cropped"]`` tells as a share of what lies above the padding value; without ``crop`` the
+      result is larger than ``spatial_size``.
+    - None, or where ``meta["unmeasured"]`` says that nobody knows the size of the voxels: to the proportions of
+      ``spatial_size``, counted in voxels: the slice fills the image.
 
     The inverse gives back shape and affine, with linear interpolation whatever ``nearest_interp`` of ``Invertd`` says.
 
@@ -123,6 +138,8 @@ class ResampleInPlane(InvertibleTransform):
         spatial_size: in-plane size ``(h, w)`` of the result, along the two remaining axes in their order.
         slice_axis: spatial axis (0, 1 or 2) that counts the slices.
         padding_value: intensity outside the image.
+        spacing: size of a pixel in mm along both axes, or None. A plain tensor has voxels of 1 mm.
+        crop: whether to cut off what does not fit.
 
     Raises:
         ValueError: an argument out of range, or (when called) no volume ``(C, H, W, D)``.
@@ -130,24 +147,56 @@ class ResampleInPlane(InvertibleTransform):
 
     backend = [TransformBackends.TORCH]  # noqa: RUF012 (MONAI's convention)
 
-    def __init__(self, spatial_size: Sequence[int], slice_axis: int = 2, padding_value: float = -1.0) -> None:
+    def __init__(
+        self,
+        spatial_size: Sequence[int],
+        slice_axis: int = 2,
+        padding_value: float = -1.0,
+        spacing: float | None = None,
+        crop: bool = True,
+    ) -> None:
         if isinstance(spatial_size, int) or len(spatial_size) != 2 or any(int(n) != n or n < 1 for n in spatial_size):
             raise ValueError(f"spatial_size must be two positive integers (h, w), got {spatial_size}")
+        if spacing is not None and not (math.isfinite(spacing) and spacing > 0):
+            raise ValueError(f"spacing must be a positive number of mm, got {spacing}")
         self.spatial_size = (int(spatial_size[0]), int(spatial_size[1]))
         self.slice_axis = _check_slice_axis(slice_axis)
         self.padding_value = float(padding_value)
+        self.spacing = None if spacing is None else float(spacing)
+        self.crop = crop
         self.in_plane = tuple(axis for axis in range(3) if axis != self.slice_axis)
-        self.pad = Pad(mode="constant", value=self.padding_value)
 
-    def padding(self, shape: Sequence[int]) -> list[tuple[int, int]]:
-        """Return the padding (before, after) of the channel and the spatial axes of a volume of spatial ``shape``."""
+    def place(self, shape: Sequence[int], voxel: Sequence[float] | None) -> tuple[list[tuple[int, int]], list[int]]:
+        """Return how far a volume is padded, and the size to which its slices are resized then.
+
+        Args:
+            shape: spatial shape of the volume.
+            voxel: size of its voxels in mm along its axes; None where it is not known.
+
+        Returns:
+            Voxels (before, after) along the three axes, negative where they are cut off; and the size (h, w).
+        """
+        size = list(self.spatial_size)
         lengths = [shape[axis] for axis in self.in_plane]
-        factor = max(length / size for length, size in zip(lengths, self.spatial_size, strict=True))
-        widths = [(0, 0)] * 4
-        for axis, length, size in zip(self.in_plane, lengths, self.spatial_size, strict=True):
-            missing = max(round(size * factor) - length, 0)
-            widths[axis + 1] = (missing // 2, missing - missing // 2)
-        return widths
+        if self.spacing is None or voxel is None:
+            factor = max(length / count for length, count in zip(lengths, size, strict=True))
+            padded = [max(round(count * factor), length) for count, length in zip(size, lengths, strict=True)]
+        else:
+            per_pixel = [self.spacing / voxel[axis] for axis in self.in_plane]
+            if not self.crop:
+                # The tolerance is for a length that fits but for rounding.
+                fitting = [math.ceil(n / factor - 1e-3) for n, factor in zip(lengths, per_pixel, strict=True)]
+                size = [max(pair) for pair in zip(size, fitting, strict=True)]
+            padded = [max(round(count * factor), 1) for count, factor in zip(size, per_pixel, strict=True)]
+        widths = [(0, 0)] * 3
+        for axis, length, count in zip(self.in_plane, lengths, padded, strict=True):
+            missing = count - length
+            widths[axis] = (missing // 2, missing - missing // 2)
+        return widths, size
+
+    def _pad(self, image: torch.Tensor, widths: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """Pad a plain volume, or cut off where the widths are negative."""
+        return F.pad(image, [width for pair in reversed(widths) for width in pair], value=self.padding_value)
 
     def _resize(self, image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         """Resize the slices of a plain volume to ``size``."""
@@ -158,27 +207,42 @@ class ResampleInPlane(InvertibleTransform):
         slices = F.interpolate(slices, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
         return stack_slices(slices, self.slice_axis) + self.padding_value
 
-    def _resize_tracked(self, image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-        """Resize the slices of a volume to ``size`` and its affine with them."""
-        resized = self._resize(image, size)
-        if not isinstance(image, MetaTensor):
-            return resized
-        old_shape, new_shape = tuple(image.shape[1:]), tuple(resized.shape[1:])
-        result = MetaTensor(resized, meta=dict(image.meta), applied_operations=list(image.applied_operations))
-        return self.push_transform(result, affine=scale_affine(old_shape, new_shape), orig_size=old_shape)
-
     def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
         """Resample one volume ``(C, H, W, D)``; the result is float32."""
         image = convert_to_tensor(img, dtype=torch.float32, track_meta=get_track_meta())
         _check_volume(image)
-        return self._resize_tracked(self.pad(image, to_pad=self.padding(image.shape[1:])), self.spatial_size)
+        is_tracked = isinstance(image, MetaTensor)
+        plain = convert_to_tensor(image, track_meta=False)
+        measured = is_tracked and not image.meta.get(UNMEASURED_KEY, False)
+        voxel = image.affine[:3, :3].norm(dim=0).tolist() if measured else None
+        widths, size = self.place(plain.shape[1:], voxel)
+        padded = self._pad(plain, widths)
+        resized = self._resize(padded, size)
+        if not is_tracked:
+            return resized
+        result = MetaTensor(resized, meta=dict(image.meta), applied_operations=list(image.applied_operations))
+        if min(min(pair) for pair in widths) < 0:
+            filled = max(int((plain > self.padding_value).sum()), 1)
+            result.meta[CROPPED_KEY] = 1 - int((padded > self.padding_value).sum()) / filled
+        return self.push_transform(
+            result,
+            affine=create_translate(3, [-before for before, _ in widths])
+            @ scale_affine(tuple(padded.shape[1:]), tuple(resized.shape[1:])),
+            extra_info={"widths": widths, "padded": list(padded.shape[1:]), "affine": image.affine},
+        )
 
     def inverse(self, data: torch.Tensor) -> torch.Tensor:
-        """Return ``data`` on the grid that the volume had before."""
-        padded_shape = self.pop_transform(data)[TraceKeys.ORIG_SIZE]
-        with self.trace_transform(False):
-            padded = self._resize_tracked(data, [int(padded_shape[axis]) for axis in self.in_plane])
-        return self.pad.inverse(padded)
+        """Return ``data`` on the grid that the volume had before; what was cut off is filled with the padding value."""
+        info = self.pop_transform(data)[TraceKeys.EXTRA_INFO]
+        padded = self._resize(
+            convert_to_tensor(data, track_meta=False), [int(info["padded"][axis]) for axis in self.in_plane]
+        )
+        volume = self._pad(padded, [(-int(before), -int(after)) for before, after in info["widths"]])
+        if not isinstance(data, MetaTensor):
+            return volume
+        result = MetaTensor(volume, meta=dict(data.meta), applied_operations=list(data.applied_operations))
+        result.affine = info["affine"]
+        return result
 
 
 class ResampleInPlaned(MapTransform, InvertibleTransform):
@@ -189,6 +253,8 @@ class ResampleInPlaned(MapTransform, InvertibleTransform):
         spatial_size: see `ResampleInPlane`.
         slice_axis: see `ResampleInPlane`.
         padding_value: see `ResampleInPlane`.
+        spacing: see `ResampleInPlane`.
+        crop: see `ResampleInPlane`.
         allow_missing_keys: whether keys may be missing.
     """
 
@@ -200,10 +266,12 @@ class ResampleInPlaned(MapTransform, InvertibleTransform):
         spatial_size: Sequence[int],
         slice_axis: int = 2,
         padding_value: float = -1.0,
+        spacing: float | None = None,
+        crop: bool = True,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.resampler = ResampleInPlane(spatial_size, slice_axis, padding_value)
+        self.resampler = ResampleInPlane(spatial_size, slice_axis, padding_value, spacing, crop)
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         """Resample every key of ``data``."""

@@ -2,6 +2,7 @@
 
 from pipeline.data.checks import DataError, check_cases, check_images
 from pipeline.data.datalist import Cases, load_cases
+from pipeline.data.grid import training_pixel_size, training_slice_axis
 from pipeline.data.phantom import ensure_phantom, make_phantom
 from pipeline.data.slices import SliceDataset
 
@@ -14,4 +15,6 @@ __all__ = [
     "ensure_phantom",
     "load_cases",
     "make_phantom",
+    "training_pixel_size",
+    "training_slice_axis",
 ]

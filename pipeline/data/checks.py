@@ -11,13 +11,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
-from monai.data import MetaTensor
-from monai.data.utils import to_affine_nd
-from monai.transforms import LoadImage
 
-__all__ = ["REQUIRED_SPLITS", "SPLITS", "DataError", "check_cases", "check_images", "find_faults"]
+from pipeline.io import ImageError, read_image
+from transforms import UNMEASURED_KEY
+
+__all__ = [
+    "REQUIRED_SPLITS",
+    "SPLITS",
+    "DataError",
+    "FileReport",
+    "check_cases",
+    "check_images",
+    "find_faults",
+    "inspect_all",
+]
 
 SPLITS = ("training", "validation", "test")
 """Lists of a datalist, in the names of the Medical Segmentation Decathlon."""
@@ -49,13 +59,22 @@ class DataError(ValueError):
 
 
 @dataclass
-class _FileReport:
-    """What one look at a file found; ``shape`` stays None where nothing could be read."""
+class FileReport:
+    """What one look at a file found.
+
+    Attributes:
+        faults: what is wrong with it.
+        digest: SHA-256 of its bytes, in hexadecimal; empty where it could not be read.
+        shape: (X, Y, Z) as `pipeline.io.read_image` gives it; None where it could not be read.
+        affine: to RAS in mm; None where there is none that can be inverted.
+        measured: whether it says how large its voxels are.
+    """
 
     faults: list[str] = field(default_factory=list)
     digest: str = ""
     shape: tuple[int, ...] | None = None
     affine: np.ndarray | None = None
+    measured: bool = True
 
 
 def check_cases(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -92,7 +111,7 @@ def check_images(paths: Sequence[str | os.PathLike[str]]) -> None:
     Raises:
         DataError: anything is wrong with any of them; its message lists every fault.
     """
-    reports = _inspect_all([os.fspath(path) for path in paths])
+    reports = inspect_all([os.fspath(path) for path in paths])
     faults = [f"{path}: {fault}" for path, report in reports.items() for fault in report.faults]
     if faults:
         raise DataError(faults)
@@ -121,7 +140,7 @@ def find_faults(
     if not read_files:
         return faults, None
     paths = list(dict.fromkeys(os.fspath(item[key]) for _, item in entries for key in ("image", "label")))
-    reports = _inspect_all(paths)
+    reports = inspect_all(paths)
     for path in paths:
         faults += [f"{path}: {fault}" for fault in reports[path].faults]
     for _, item in entries:
@@ -130,31 +149,49 @@ def find_faults(
     return list(dict.fromkeys(faults)), _combine_digests(reports)
 
 
-def _inspect_all(paths: Sequence[str]) -> dict[str, _FileReport]:
-    """Look at files, several at a time: decompression and hashing release the interpreter lock."""
+_KNOWN: dict[tuple[str, int, int], FileReport] = {}
+# What is known of files, by path, size in bytes and time of the last change in ns: each is read once per process.
+
+
+def inspect_all(paths: Sequence[str]) -> dict[str, FileReport]:
+    """Look at files, several at a time: decompression and hashing release the interpreter lock.
+
+    A file that has the size and the time of the last look is not read again.
+    """
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        return dict(zip(paths, pool.map(_inspect, paths), strict=True))
+        return dict(zip(paths, pool.map(_look_once, paths), strict=True))
 
 
-def _inspect(path: str) -> _FileReport:
+def _look_once(path: str) -> FileReport:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return _inspect(path)
+    key = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
+    if key not in _KNOWN:
+        _KNOWN[key] = _inspect(path)
+    return _KNOWN[key]
+
+
+def _inspect(path: str) -> FileReport:
     """Read one file as training will, and note everything that would trouble it."""
-    report = _FileReport()
+    report = FileReport()
     if not Path(path).is_file():
         report.faults.append("is a folder, expected a file" if Path(path).is_dir() else "no such file")
         return report
     try:
         report.digest = _hash_file(path)
-        image = LoadImage(ensure_channel_first=True)(path)
+        image = read_image(path)
+    except ImageError as error:
+        report.faults.append(str(error))
+        return report
     except Exception as error:  # readers raise whatever their format's library raises
         report.faults.append(f"cannot be read ({_reason(error)})")
         return report
-    if image.shape[0] != 1 or image.ndim not in (3, 4):
-        shape = tuple(image.shape[1:]) if image.shape[0] == 1 else (*image.shape[1:], image.shape[0])
-        report.faults.append(f"has shape {shape}, expected a 2D or 3D image of one channel")
-        return report
     report.shape = tuple(image.shape[1:])
     report.faults += _check_values(image.as_tensor())
-    report.affine = _affine_of(image)
+    report.affine = image.affine.numpy()
+    report.measured = not image.meta.get(UNMEASURED_KEY, False)
     determinant = float(np.linalg.det(report.affine))
     if not np.isfinite(determinant) or determinant == 0:
         report.faults.append(f"has an affine that cannot be inverted: {_format(report.affine)}")
@@ -190,26 +227,23 @@ def _check_values(values: torch.Tensor) -> list[str]:
     return [f"is constant, every value is {low:g}"] if low == high else []
 
 
-def _affine_of(image: MetaTensor) -> np.ndarray:
-    """Return the 4x4 affine of a 2D or 3D image."""
-    return to_affine_nd(3, image.affine.detach().cpu().numpy().astype(np.float64))
-
-
 def _format(affine: np.ndarray) -> str:
     """Return the upper three rows of an affine on one line."""
     return "[" + ", ".join("[" + ", ".join(f"{value:.5g}" for value in row) + "]" for row in affine[:3]) + "]"
 
 
-def _compare_pair(image: str, label: str, reports: Mapping[str, _FileReport]) -> list[str]:
+def _compare_pair(image: str, label: str, reports: Mapping[str, FileReport]) -> list[str]:
     """Return in what the shapes and the affines of a pair disagree, as far as both could be read."""
     first, second = reports[image], reports[label]
     if first.shape is None or second.shape is None:
         return []
     faults = []
-    if first.shape != second.shape:
-        faults.append(f"{image} and {label}: shapes disagree, {first.shape} and {second.shape}")
+    (shape, affine), (other_shape, other_affine) = _in_one_order(first), _in_one_order(second)
+    if shape != other_shape:
+        stored = "" if (shape, other_shape) == (first.shape, second.shape) else ", both turned to R, A and S"
+        faults.append(f"{image} and {label}: shapes disagree, {shape} and {other_shape}{stored}")
     if first.affine is not None and second.affine is not None:
-        distance, voxel = _greatest_distance(first.affine, second.affine, first.shape)
+        distance, voxel = _greatest_distance(affine, other_affine, shape)
         if distance > AFFINE_TOLERANCE * voxel:
             faults.append(
                 f"{image} and {label}: affines disagree by up to {distance:.3g} mm (allowed: {AFFINE_TOLERANCE} of a "
@@ -218,13 +252,25 @@ def _compare_pair(image: str, label: str, reports: Mapping[str, _FileReport]) ->
     return faults
 
 
+def _in_one_order(report: FileReport) -> tuple[tuple[int, ...], np.ndarray]:
+    """Return the grid of a file with its axes ordered and pointing as near as can be to R, A and S.
+
+    The preprocessing turns both images of a pair, so the order in which a file stores its voxels makes no difference.
+    """
+    shape, affine = report.shape or (1, 1, 1), np.eye(4) if report.affine is None else report.affine
+    if report.affine is None:
+        return shape, affine
+    turn = nib.io_orientation(affine)
+    order = np.argsort(turn[:, 0])
+    return tuple(shape[axis] for axis in order), affine @ nib.orientations.inv_ornt_aff(turn, shape)
+
+
 def _greatest_distance(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...]) -> tuple[float, float]:
     """Return how far two affines place one voxel of a grid apart at most, and the shortest voxel side, both in mm."""
-    lengths = (*shape, 1)[:3]
     # The distance is a convex function of the position, so its maximum lies in a corner.
-    corners = np.array(list(itertools.product(*((0, length - 1) for length in lengths), (1,))), dtype=np.float64)
+    corners = np.array(list(itertools.product(*((0, length - 1) for length in shape), (1,))), dtype=np.float64)
     distance = np.linalg.norm(corners @ (first - second).T, axis=1).max()
-    return float(distance), float(np.linalg.norm(first[:3, :3], axis=0)[: len(shape)].min())
+    return float(distance), float(np.linalg.norm(first[:3, :3], axis=0).min())
 
 
 def _find_shared(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[str]:
@@ -241,7 +287,7 @@ def _find_shared(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[s
             yield f"{path}: is in {_join(splits)}, expected in one list only"
 
 
-def _find_copies(entries: Sequence[tuple[str, Mapping[str, Any]]], reports: Mapping[str, _FileReport]) -> Iterator[str]:
+def _find_copies(entries: Sequence[tuple[str, Mapping[str, Any]]], reports: Mapping[str, FileReport]) -> Iterator[str]:
     """Yield a fault for every file content that is in more than one list under different paths."""
     contents: dict[str, dict[str, str]] = {}
     for path, splits in _splits_by_path(entries).items():
@@ -268,7 +314,7 @@ def _join(splits: Sequence[str] | set[str] | Mapping[str, Any]) -> str:
     return " and ".join(sorted(splits, key=lambda split: (order.get(split, len(order)), split)))
 
 
-def _combine_digests(reports: Mapping[str, _FileReport]) -> str:
+def _combine_digests(reports: Mapping[str, FileReport]) -> str:
     """Return one digest of all files that could be read, by relative name and content."""
     resolved = {os.path.abspath(path): report.digest for path, report in reports.items() if report.digest}
     if not resolved:

@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.checks import REQUIRED_SPLITS, SPLITS, DataError, find_faults
+from pipeline.io import READABLE, name_of
 
-__all__ = ["IMAGE_SUFFIXES", "Cases", "load_cases", "name_of"]
+__all__ = ["Cases", "load_cases"]
 
 logger = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".npy", ".nrrd", ".mha", ".mhd")
-"""Files that count as images in folders; others are left aside, with a word in the log."""
 
 DATALIST_NAMES = ("datalist.json", "dataset.json")
 """Names under which a datalist is looked for in the data set's folder."""
@@ -163,13 +161,6 @@ def load_cases(
     return cases
 
 
-def name_of(path: str | os.PathLike[str]) -> str:
-    """Return a file's name without folder and image suffix (``.nii.gz`` counts as one)."""
-    name = Path(path).name
-    suffix = next((suffix for suffix in IMAGE_SUFFIXES if name.lower().endswith(suffix)), Path(name).suffix)
-    return name[: len(name) - len(suffix)] if suffix else name
-
-
 def _compile(patient_pattern: str | None) -> re.Pattern[str] | None:
     """Compile the pattern that reads a patient, checking that it has one group."""
     if not patient_pattern:
@@ -301,7 +292,7 @@ def images_in(folder: Path) -> tuple[dict[str, Path], list[str]]:
         The images by their name without suffix, in order, and a fault for every name that two of them share.
     """
     paths = sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
-    images = [path for path in paths if path.name.lower().endswith(IMAGE_SUFFIXES)]
+    images = [path for path in paths if path.name.lower().endswith(READABLE)]
     if len(images) < len(paths):
         others = [path.name for path in paths if path not in images]
         logger.warning("%s: %d files are no images and are left aside: %s", folder, len(others), ", ".join(others[:5]))
@@ -334,7 +325,7 @@ def _pair(image_dir: Path, label_dir: Path) -> tuple[list[tuple[str, Path, Path]
 
 def _no_images(image_dir: Path, label_dir: Path) -> str:
     """Return the fault of a training list without anything in it."""
-    return f"{image_dir} and {label_dir} hold no images ({' '.join(IMAGE_SUFFIXES)}), expected the training pairs"
+    return f"{image_dir} and {label_dir} hold no images ({' '.join(READABLE)}), expected the training pairs"
 
 
 def _list_volume_folders(root: Path, to_train: bool) -> tuple[Cases, list[str]]:

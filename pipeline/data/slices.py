@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ from monai.utils import convert_to_tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from pipeline.data.datalist import name_of
-from transforms import DESCRIPTION_KEY, WINDOW_KEY, extract_slices, nonempty_slices
+from pipeline.io import name_of
+from transforms import CROPPED_KEY, DESCRIPTION_KEY, WINDOW_KEY, extract_slices, nonempty_slices
 
 __all__ = ["SliceDataset"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -131,6 +134,9 @@ class SliceDataset(Dataset):
                 f"{name}: expected two volumes (1, H, W, D) of one shape from the transform, "
                 f"got {tuple(image.shape)} and {tuple(label.shape)}"
             )
+        lost = max(getattr(pair[key], "meta", {}).get(CROPPED_KEY, 0.0) for key in ("image", "label"))
+        if lost > 0:
+            logger.warning("%s: %.1f %% of what it shows lies outside of the slices and is cut off", name, 100 * lost)
         indices = nonempty_slices(label, self.slice_axis, self.min_foreground, self.background)
         return _Volume(
             name=name,

@@ -6,7 +6,7 @@ from pipeline.inference.onnx import OnnxError, OnnxModel, OnnxNetwork
 from pipeline.inference.opening import build_network, open_model
 from pipeline.inference.slices import ForegroundSliceInferer
 from pipeline.inference.translation import Translation
-from pipeline.inference.volumes import find_volumes, output_suffix
+from pipeline.inference.volumes import find_volumes
 
 __all__ = [
     "CompareWithTrainingd",
@@ -21,5 +21,4 @@ __all__ = [
     "differences_from_training",
     "find_volumes",
     "open_model",
-    "output_suffix",
 ]

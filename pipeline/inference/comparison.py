@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from pipeline.models import ModelError, Recipe
-from transforms import describe_volume
+from transforms import describe_volume, find_slice_axis, orientation_axes
 
 DIFFERENCES_KEY = "differences_from_training"
 """Entry of an image's metadata that holds what was said of it."""
@@ -23,6 +23,8 @@ LENGTH_TOLERANCE = 0.1
 TILT_TOLERANCE = 5.0
 """How many degrees a volume may be tilted further than those of the training."""
 AXES = ("left-right", "posterior-anterior", "inferior-superior")
+PLANES = ("sagittal", "coronal", "axial")
+"""Slices that are counted along these."""
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +40,18 @@ def differences_from_training(description: Mapping[str, Any], recipe: Recipe) ->
         A sentence for each difference, with both numbers; none where the recipe does not know the training data.
 
     Raises:
-        ModelError: the volume cannot be translated: it has another number of channels.
+        ModelError: the volume cannot be translated: it has another number of channels, or is a single slice of another
+            plane than the model's.
     """
     channels = recipe["source"]["channels"]
     if description["channels"] != channels:
         raise ModelError(f"has {description['channels']} channels, {recipe.path} was trained on images of {channels}")
     data = recipe["data"]
+    planes = list(_planes(description, recipe))
     if data is None:
-        return []
+        return planes
     return [
+        *planes,
         *_intensities(description, data["source"]),
         *_lengths(description, data, recipe.slice_axis, recipe["grid"]["orientation"]),
         *_directions(description, data),
@@ -62,10 +67,33 @@ def _intensities(description: Mapping[str, Any], seen: Mapping[str, Any]) -> Ite
             yield f"intensities: the {percentile} is {value:.4g}, in training {_span(low, high)}"
 
 
+def _planes(description: Mapping[str, Any], recipe: Recipe) -> Iterator[str]:
+    """Say where a volume was taken in another plane than the one in which it will be cut."""
+    counting = orientation_axes(recipe["grid"]["orientation"])[recipe.slice_axis]
+    lengths = [
+        round(extent / size) for extent, size in zip(description["field_of_view"], description["spacing"], strict=True)
+    ]
+    found = find_slice_axis(description["spacing"], lengths)
+    if found is None or found == counting:
+        return
+    if 1 in lengths:
+        raise ModelError(
+            f"is a single {PLANES[found]} slice; {recipe.path} translates {PLANES[counting]} slices (slice_axis "
+            f"{recipe.slice_axis}), and of those it has none"
+        )
+    data = recipe["data"]
+    trained = None if data is None else find_slice_axis([sum(pair) / 2 for pair in data["spacing"]], [2, 2, 2])
+    if trained != found:  # who trained across the thick slices on purpose need not be told each time
+        yield (
+            f"slices: they are {PLANES[found]}, {description['spacing'][found]:.4g} mm thick, and the model cuts "
+            f"{PLANES[counting]} ones (slice_axis {recipe.slice_axis}), in whose plane the voxels are as long as that"
+        )
+
+
 def _lengths(
     description: Mapping[str, Any], data: Mapping[str, Any], slice_axis: int, orientation: str
 ) -> Iterator[str]:
-    counting = ("RL", "AP", "SI").index(next(pair for pair in ("RL", "AP", "SI") if orientation[slice_axis] in pair))
+    counting = orientation_axes(orientation)[slice_axis]
     for name, title in (("spacing", "spacing"), ("field_of_view", "field of view")):
         for axis, words in enumerate(AXES):
             if name == "field_of_view" and axis == counting:
@@ -94,7 +122,7 @@ def _span(low: float, high: float) -> str:
 
 
 class CompareWithTrainingd(MapTransform):
-    """Warn of volumes unlike those of the training; stands behind ``LoadImaged``, and leaves the voxels as they are.
+    """Warn of volumes unlike those of the training; stands behind ``ReadImaged``, and leaves the voxels as they are.
 
     What is said is kept in ``meta["differences_from_training"]`` as well, a list of sentences.
 

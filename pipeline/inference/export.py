@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 from monai.data import save_net_with_metadata
-from monai.transforms import Compose, LoadImage
+from monai.transforms import Compose
 from monai.utils import optional_import
 from torch import Tensor, nn
 
 from pipeline.inference.onnx import OnnxError, OnnxNetwork
 from pipeline.inference.seal import PLACEHOLDER, SEAL, seal
 from pipeline.inference.slices import BACKGROUND
+from pipeline.io import read_image
 from pipeline.models import encode_recipe
 from pipeline.translators import Translator
 
@@ -92,7 +93,7 @@ class Exporter:
         """
         [first, *_] = self._parser.get_parsed_content("volumes")
         steps = [self.recipe.scaling("source", "image"), *self.recipe.spatial_preprocessing("image").transforms]
-        image = LoadImage(ensure_channel_first=True)(first["image"])
+        image = read_image(first["image"])
         volume = Compose(steps)({"image": image})["image"].as_tensor()
         slices = volume.moveaxis(1 + self.recipe.slice_axis, 0)
         slices = slices[(slices > BACKGROUND).flatten(1).any(1)]

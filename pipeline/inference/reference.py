@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from monai.transforms import Compose, LoadImaged
+from monai.transforms import Compose
 from monai.utils import convert_to_tensor
 
 from pipeline.data.checks import DataError, check_images
+from pipeline.io import ReadImaged
 from pipeline.models import Recipe
 from transforms import extract_slices, nonempty_slices
 
@@ -38,7 +39,7 @@ def load_reference(path: str | Path, recipe: Recipe, max_slices: int = 8) -> tor
     if not file.exists():
         raise FileNotFoundError(f"reference image: {file} does not exist")
     check_images([file])
-    steps = [LoadImaged("label", ensure_channel_first=True), recipe.scaling("target", "label")]
+    steps = [ReadImaged("label"), recipe.scaling("target", "label")]
     loaded = Compose([*steps, *recipe.spatial_preprocessing("label").transforms])({"label": str(file)})
     volume = convert_to_tensor(loaded["label"], dtype=torch.float32, track_meta=False)
     slice_axis = recipe.slice_axis

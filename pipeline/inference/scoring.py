@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import LoadImage
+from monai.transforms import Orientation
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
-from pipeline.data.datalist import name_of
 from pipeline.inference.translation import Translation
+from pipeline.io import AFFINE_KEY, name_of, read_image
 from pipeline.metrics import foreground_mask, mae, nmae, psnr, ssim
 
 SSIM_WINDOW = 7
@@ -50,10 +52,11 @@ def score_volumes(
     candidates: dict[str, Callable[[Tensor], Tensor]] = {"": network, **(baselines or {})}
     for case in cases:
         # The scaling needs the metadata, the scores plain tensors; what is unlike the training is warned of on the way.
-        label = LoadImage(ensure_channel_first=True)(case["label"])
+        source = translation.preprocessing({"image": case["image"]})["image"]
+        stored = "".join(nib.aff2axcodes(np.asarray(source.meta[AFFINE_KEY])))
+        label = Orientation(stored, labels=None)(read_image(case["label"]))
         target = convert_to_tensor(label, dtype=torch.float32, track_meta=False)[None]
         mask = foreground_mask(convert_to_tensor(scale_target({"label": label})["label"], track_meta=False)[None])
-        source = translation.preprocessing({"image": case["image"]})["image"]
         row: dict[str, Any] = {"case": case["case"], "volume": name_of(case["image"])}
         for name, candidate in candidates.items():
             prefix = f"{name}_" if name else ""

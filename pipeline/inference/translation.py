@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from monai.transforms import CastToTyped, Compose, Invertd, LoadImaged
+from monai.transforms import CastToTyped, Compose, Invertd
 
 from pipeline.inference.comparison import CompareWithTrainingd
 from pipeline.inference.slices import ForegroundSliceInferer
+from pipeline.io import ReadImaged
 from pipeline.models import Recipe
 from transforms import RestoreIntensityd
 
@@ -33,14 +34,14 @@ class Translation:
         self.spatial_preprocessing = recipe.spatial_preprocessing("image")
         self.preprocessing = Compose(
             [
-                LoadImaged("image", ensure_channel_first=True),
+                ReadImaged("image"),
                 CompareWithTrainingd("image", recipe),
                 recipe.scaling("source", "image"),
                 *self.spatial_preprocessing.transforms,
             ]
         )
         self.inferer = ForegroundSliceInferer(
-            roi_size=recipe.spatial_size,
+            roi_size=(-1, -1),  # a slice as a whole, also where the field of view is larger than the training's
             spatial_dim=recipe.slice_axis,
             sw_batch_size=slices_at_once,
             overlap=0,

@@ -1,14 +1,12 @@
-"""What whole-volume translation needs beside the network: which files to read and which kind to write."""
+"""Which files a translation is of."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from pipeline.data.checks import DataError, check_images
-from pipeline.data.datalist import IMAGE_SUFFIXES, images_in
-
-OUTPUT_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
-"""Formats that hold float32 voxels and their position in space."""
+from pipeline.data.datalist import images_in
+from pipeline.io import READABLE
 
 
 def find_volumes(path: str | Path) -> list[dict[str, str]]:
@@ -33,23 +31,14 @@ def find_volumes(path: str | Path) -> list[dict[str, str]]:
     return [{"image": str(file)} for file in files]
 
 
-def output_suffix(value: str) -> str:
-    """Check the suffix of the files to write.
-
-    Raises:
-        ValueError: it is of no format that can hold a translated volume.
-    """
-    if value not in OUTPUT_SUFFIXES:
-        raise ValueError(f"output_ext must be one of {', '.join(OUTPUT_SUFFIXES)}, got {value!r}")
-    return value
-
-
 def _sources_in(folder: Path) -> list[Path]:
     """Return the images of a folder, or of its ``imagesTs`` if it has one."""
     folder = folder / "imagesTs" if (folder / "imagesTs").is_dir() else folder
     by_name, faults = images_in(folder)
     if not by_name:
-        raise FileNotFoundError(f"image: no file ending in {', '.join(IMAGE_SUFFIXES)} in {folder}")
+        raise FileNotFoundError(
+            f"image: no file ending in {', '.join(READABLE)} in {folder}; DICOM has to be converted first"
+        )
     if faults:
         raise DataError(faults)
     return list(by_name.values())

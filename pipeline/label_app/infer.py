@@ -18,7 +18,7 @@ from monailabel.utils.others.generic import name_to_device
 from pipeline.bundle import check_image_size
 from pipeline.bundle import device as torch_device
 from pipeline.inference.comparison import DIFFERENCES_KEY
-from pipeline.inference.volumes import OUTPUT_SUFFIXES
+from pipeline.io import WRITABLE
 from pipeline.models import Recipe, file_digest
 
 WEIGHTS = Path("models") / "model.pt"
@@ -55,10 +55,10 @@ def result_suffix(asked: str | None, source: str) -> str:
     """
     if asked:
         suffix = asked if str(asked).startswith(".") else f".{asked}"
-        if suffix not in OUTPUT_SUFFIXES:
-            raise ValueError(f"result_extension must be one of {', '.join(OUTPUT_SUFFIXES)}, got {asked!r}")
+        if suffix not in WRITABLE:
+            raise ValueError(f"result_extension must be one of {', '.join(WRITABLE)}, got {asked!r}")
         return suffix
-    return next((suffix for suffix in OUTPUT_SUFFIXES if source.endswith(suffix)), OUTPUT_SUFFIXES[0])
+    return next((suffix for suffix in WRITABLE if source.endswith(suffix)), WRITABLE[0])
 
 
 def describe_model(recipe: Recipe, sha256: str) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.utils.others.generic import device_list
 
 from pipeline.bundle import CONFIG_FILE
-from pipeline.data.datalist import name_of
 from pipeline.errors import first_cause
 from pipeline.files import replacing
+from pipeline.io import name_of
 from pipeline.label_app.infer import WEIGHTS, request_device
 from pipeline.metrics.catalogue import names_in
 from pipeline.models import MODEL, Model, file_digest

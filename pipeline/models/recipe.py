@@ -8,9 +8,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jsonschema
-from monai.transforms import Compose, LoadImaged, Orientationd, Spacingd
+from monai.transforms import Compose, Orientationd, Spacingd
 from torch import nn
 
+from pipeline.io import ReadImaged
 from pipeline.models.describing import (
     build_factory,
     build_scaling,
@@ -29,6 +30,8 @@ VERSION = 1
 """Raised when a reader of the version before would misunderstand the new one."""
 FIT = "resize"
 """How slices come to their size: padded around the centre to its proportions, then resized, counted in voxels."""
+PAD = "pad"
+"""Likewise: resampled to pixels of one size in mm, the same in every volume, and padded around the centre."""
 FOREGROUND = "above-background"
 """What counts as foreground: what the scaling places above -1, the background."""
 
@@ -136,7 +139,11 @@ SCHEMA: dict[str, Any] = {
                         {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 3},
                         "size of a slice in pixels; null where it is not known",
                     ),
-                    "fit": {"enum": [FIT], "description": "how slices are brought to that size"},
+                    "fit": {
+                        "enum": [FIT, PAD],
+                        "description": "how slices are brought to that size: resize, until they fill it, whatever the "
+                        "size of their voxels; pad, to pixels of the spacing above, with background around them",
+                    },
                 },
             ),
             "foreground": _section(
@@ -284,21 +291,28 @@ class Recipe:
         """The transform that scales images of a domain ("source" or "target") to [-1, 1], for these keys."""
         return build_scaling(self[domain]["scaling"], keys, self.trusted)
 
-    def spatial_preprocessing(self, keys: str | Sequence[str]) -> Compose:
-        """The transforms that bring scaled images onto the model's grid; `monai.transforms.Invertd` undoes them."""
+    def spatial_preprocessing(self, keys: str | Sequence[str], crop: bool = False) -> Compose:
+        """The transforms that bring scaled images onto the model's grid; `monai.transforms.Invertd` undoes them.
+
+        Args:
+            keys: keys of the images.
+            crop: whether slices have the size of the training's even where the field of view is larger than that (see
+                `transforms.ResampleInPlane`); without it, they are larger there, and nothing is lost.
+        """
         grid = self["grid"]
         steps: list[Any] = [ToVolumed(keys), Orientationd(keys, axcodes=grid["orientation"], labels=None)]
-        if grid["spacing"] is not None:
+        pixel = pixel_size(grid)
+        if grid["spacing"] is not None and pixel is None:
             steps.append(Spacingd(keys, pixdim=grid["spacing"], padding_mode="border"))
-        steps.append(ResampleInPlaned(keys, self.spatial_size, grid["slice_axis"]))
+        steps.append(ResampleInPlaned(keys, self.spatial_size, grid["slice_axis"], spacing=pixel, crop=crop))
         return Compose(steps)
 
     def pair_preprocessing(self) -> Compose:
         """``{"image": path, "label": path}`` to a pair of volumes in [-1, 1] on the model's grid, as in training."""
         keys = ("image", "label")
         scalings = [self.scaling(domain, key) for domain, key in zip(("source", "target"), keys, strict=True)]
-        spatial = self.spatial_preprocessing(keys).transforms
-        return Compose([LoadImaged(keys, ensure_channel_first=True), *scalings, *spatial])
+        spatial = self.spatial_preprocessing(keys, crop=True).transforms
+        return Compose([ReadImaged(keys), *scalings, *spatial])
 
     def agree(self, settings: Mapping[str, Any]) -> Recipe:
         """Compare settings that were given with what the model knows.
@@ -336,6 +350,8 @@ class Recipe:
                 place = adopted if section is None else adopted[section]
                 if name == "spatial_size" and isinstance(value, int):
                     value = [value] * known["grid"]["spatial_dims"]  # one number stands for all axes
+                if name == "spacing" and isinstance(value, int | float):
+                    value = in_plane(value, known["grid"]["slice_axis"])  # one number stands for both axes of a pixel
                 if place[entry] is None and name in _FILLED_IN:
                     place[entry] = list(value) if isinstance(value, tuple) else value
                 elif place[entry] is not None or name in ("spacing",):
@@ -416,11 +432,31 @@ def check_recipe(content: Any, path: object) -> None:
     if error is not None:
         where = "#".join(map(str, error.absolute_path)) or "the whole"
         raise ModelError(f"the recipe of {path} is not valid: {where}: {error.message[:300]}")
+    grid = content["grid"]
+    if grid["fit"] == PAD:
+        pixels = [size for axis, size in enumerate(grid["spacing"] or ()) if axis != grid["slice_axis"]]
+        if not pixels or pixels[0] <= 0 or grid["spacing"] != in_plane(pixels[0], grid["slice_axis"]):
+            raise ModelError(
+                f"the recipe of {path} is not valid: with fit pad, grid#spacing must be one size along both axes of a "
+                f"slice and -1 along the axis that counts them, got {grid['spacing']}"
+            )
     low, high = content["target"]["window"]
     if not low < high:
         raise ModelError(
             f"the recipe of {path} is not valid: target#window must be (low, high) with low < high, got ({low}, {high})"
         )
+
+
+def in_plane(pixel: float, slice_axis: int) -> list[float]:
+    """The spacing of a grid whose pixels have one size in mm, and whose slices keep their distance."""
+    return [-1.0 if axis == slice_axis else float(pixel) for axis in range(3)]
+
+
+def pixel_size(grid: Mapping[str, Any]) -> float | None:
+    """Size of a pixel in mm, where it is the same in every volume."""
+    if grid["fit"] != PAD:
+        return None
+    return next(float(size) for axis, size in enumerate(grid["spacing"]) if axis != grid["slice_axis"])
 
 
 def encode_recipe(content: Mapping[str, Any]) -> str:

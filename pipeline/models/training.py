@@ -10,9 +10,10 @@ from typing import Any
 from monai.transforms import Compose, LoadImaged, Orientationd, Spacingd
 
 from pipeline.data import SliceDataset
+from pipeline.io import ReadImaged
 from pipeline.models.describing import describe_scaling, describe_translator, plain
 from pipeline.models.errors import ModelError
-from pipeline.models.recipe import FIT, FOREGROUND, FORMAT, VERSION, Recipe
+from pipeline.models.recipe import FIT, FOREGROUND, FORMAT, PAD, VERSION, Recipe, in_plane
 from pipeline.models.starting import StartingPoint
 from pipeline.provenance import git_state
 from pipeline.translators import Translator
@@ -117,7 +118,14 @@ def describe_preprocessing(preprocessing: Compose) -> tuple[dict[str, Any], dict
         elif isinstance(step, ResampleInPlaned):
             grid["spatial_size"] = list(step.resampler.spatial_size)
             grid["slice_axis"] = step.resampler.slice_axis
-        elif not isinstance(step, LoadImaged | ToVolumed | DescribeVolumed):
+            if step.resampler.spacing is not None:
+                if grid["spacing"] is not None:
+                    raise ModelError(
+                        "train#preprocessing holds Spacingd and gives ResampleInPlaned a spacing, for which a model's "
+                        "recipe has no word: leave out one of them (--fit resize takes away the second)"
+                    )
+                grid |= {"fit": PAD, "spacing": in_plane(step.resampler.spacing, step.resampler.slice_axis)}
+        elif not isinstance(step, LoadImaged | ReadImaged | ToVolumed | DescribeVolumed):
             raise ModelError(
                 f"train#preprocessing holds {type(step).__name__}, which a model's recipe cannot describe: whoever "
                 "translates would leave it out. Apply it to the files beforehand, or teach pipeline/models/recipe.py"

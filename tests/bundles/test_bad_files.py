@@ -210,14 +210,14 @@ INFERENCE = [
         lambda place: (place.root / "empty").mkdir(),
         chain=INFER,
         image="{root}/empty",
-        says="image: no file ending in .nii.gz, .nii, .npy, .nrrd, .mha, .mhd in {root}/empty",
+        says="image: no file ending in .nii.gz, .nii, .npy, .nrrd, .mha, .mhd, .mgz, .mgh in {root}/empty",
     ),
     bad(
         "source is no image",
         lambda place: (place.root / "notes.txt").write_text("no image"),
         chain=INFER,
         image="{root}/notes.txt",
-        says="{root}/notes.txt: cannot be read",
+        says="{root}/notes.txt: is of no known format",
     ),
     bad(
         "source is cut short",

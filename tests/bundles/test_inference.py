@@ -10,11 +10,14 @@ import pytest
 from monai.transforms import LoadImage
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
+from pipeline.bundle import first_cause
+from pipeline.io import formats
 from pipeline.models import Model
 
 from .conftest import run_chain
 
 OBLIQUE = np.array([[1.9, 0.5, 0.2, -11.0], [-0.6, 1.85, -0.5, 23.0], [-0.2, 0.4, 3.9, 5.0], [0.0, 0.0, 0.0, 1.0]])
+OBLIQUE[:, :3] *= np.array([2, 2, 4]) / np.linalg.norm(OBLIQUE[:3, :3], axis=0)  # voxels as large as in training
 # A volume's axes, by where they point.
 ORIENTATIONS = ["LPS", "LAS", "PIR", "SAL", "ASR", "IPL"]
 
@@ -203,3 +206,83 @@ def test_overlay_of_the_paper_stacks(run_config, source, tmp_path):
         spatial_size=32,
     )
     assert nib.load(tmp_path / "out" / "d_translated.nii.gz").shape == nib.load(source).shape
+
+
+def test_axes_of_length_one_make_no_difference(translate, source, tmp_path):
+    """(X, Y, Z, 1), (X, Y, Z, 1, 1) and .mgz as (X, Y, Z); a slice as (1, H, W) as (H, W)."""
+    volume = nib.load(source)
+    voxels = np.asarray(volume.dataobj)
+    (expected,) = translate(source).values()
+    write(tmp_path / "four.nii.gz", nib.Nifti1Image(voxels[..., None], volume.affine))
+    write(tmp_path / "five.nii.gz", nib.Nifti1Image(voxels[..., None, None], volume.affine))
+    write(tmp_path / "v.mgz", nib.MGHImage(voxels, volume.affine))
+    for name in ("four.nii.gz", "five.nii.gz", "v.mgz"):
+        (result,) = translate(tmp_path / name).values()
+        np.testing.assert_array_equal(result.get_fdata().squeeze(), expected.get_fdata())
+    np.save(tmp_path / "flat.npy", voxels[:, :, 3])
+    np.save(tmp_path / "channel.npy", voxels[None, :, :, 3])
+    flat, channel = (next(iter(translate(tmp_path / f"{name}.npy").values())) for name in ("flat", "channel"))
+    np.testing.assert_array_equal(flat.get_fdata(), channel.get_fdata())
+
+
+def test_sform_and_qform_are_those_of_the_source(translate, source, tmp_path):
+    """Coregistration moves one of them; ITK would place the result elsewhere than its source."""
+    volume = nib.load(source)
+    moved = volume.affine.copy()
+    moved[:3, 3] += [20, -7, 3]
+    volume.set_sform(moved, 2)
+    volume.set_qform(nib.load(source).affine, 1)
+    (result,) = translate(write(tmp_path / "coreg.nii.gz", volume)).values()
+    for form in ("get_sform", "get_qform"):
+        for before, after in zip(getattr(volume, form)(coded=True), getattr(result, form)(coded=True), strict=True):
+            np.testing.assert_allclose(after, before, atol=1e-6)
+
+
+def test_a_full_disk_reaches_the_caller(translate, source, tmp_path, monkeypatch):
+    def full(place, *_):
+        place.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(formats.WRITERS, ".nii.gz", full)
+    with pytest.raises((OSError, RuntimeError)) as caught:
+        translate(source)
+    assert "d_translated.nii.gz could not be written: [Errno 28] No space left" in str(first_cause(caught.value))
+    assert list((tmp_path / "translated0").iterdir()) == []
+
+
+def test_sagittal_volumes(run_config, translate, dataset_dir, source, tmp_path):
+    """A training finds their axis, and the model keeps it; one of axial slices says what it is, or refuses."""
+    sagittal = np.array([[0, 0, 4.0, 0], [2, 0, 0, 0], [0, 2, 0, 0], [0, 0, 0, 1]])
+    shutil.copytree(dataset_dir, tmp_path / "data")
+    for path in (tmp_path / "data").rglob("*.nii.gz"):
+        write(path, nib.Nifti1Image(np.asarray(nib.load(path).dataobj).copy(), sagittal))
+    run_config("train.json", dataset_dir=str(tmp_path / "data"), noise_level=0)
+    model = tmp_path / "run" / "model.pt"
+    assert Model(model).recipe.slice_axis == 0
+    volume = tmp_path / "data" / "images" / "d.nii.gz"
+    (result,) = translate(volume, checkpoint=str(model)).values()
+    np.testing.assert_allclose(result.affine, sagittal, atol=1e-6)
+    middle = nib.load(volume).slicer[:, :, 3:4]
+    (one,) = translate(write(tmp_path / "one.nii.gz", middle), checkpoint=str(model)).values()
+    assert one.shape == (40, 34, 1)
+    with pytest.raises(RuntimeError) as caught:
+        translate(tmp_path / "one.nii.gz")
+    assert "is a single sagittal slice" in str(first_cause(caught.value))
+
+
+def test_pair_stored_in_two_orders(run_config, dataset_dir, tmp_path):
+    """Training and the scores of volumes are those of a pair in one order."""
+    scores = []
+    for name in ("one", "two"):
+        data = tmp_path / name
+        shutil.copytree(dataset_dir, data)
+        if name == "two":
+            for letter in "abcd":
+                path = data / "labels" / f"{letter}.nii.gz"
+                write(path, reorient(nib.load(path), "LSA"))
+        run_config("train.json", dataset_dir=str(data), output_dir=str(tmp_path / f"run-{name}"), noise_level=0)
+        model, folder = tmp_path / f"run-{name}" / "model.pt", tmp_path / f"scored-{name}"
+        run_config("evaluate.json", dataset_dir=str(data), checkpoint=str(model), output_dir=str(folder))
+        (table,) = folder.rglob("volumes.csv")
+        scores.append(table.read_text())
+    assert scores[0] == scores[1]

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -319,3 +321,37 @@ def test_augmentation_reaches_training_alone(dataset_dir, tmp_path):
     for name in ("pictures", "validation"):
         assert torch.equal(augmented[name], plain[name])
     assert not torch.equal(augmented["training"], plain["training"])
+
+
+def test_a_pixel_means_the_same_in_every_patient(run_config, tmp_path):
+    """Pixels of 1 x 2 mm and of 1.5 mm, other fields of view: a square is square and equally large in both."""
+    data = tmp_path / "data"
+    for name, shape, voxel in (
+        ("a", (120, 60, 4), (1.0, 2.0)),
+        ("b", (60, 80, 4), (1.5, 1.5)),
+        ("c", (80, 72, 4), (1.25, 1.25)),
+    ):
+        axes = [(np.arange(n) + 0.5 - n / 2) * size for n, size in zip(shape, voxel, strict=False)]
+        inside = (abs(axes[0]) < 20)[:, None] & (abs(axes[1]) < 20)[None]
+        noise = np.random.default_rng(ord(name)).uniform(900, 1000, shape)
+        for folder in ("imagesTr", "labelsTr") if name != "c" else ("imagesVal", "labelsVal"):
+            (data / folder).mkdir(parents=True, exist_ok=True)
+            volume = nib.Nifti1Image((inside[..., None] * noise).astype(np.float32), np.diag([*voxel, 4, 1]))
+            nib.save(volume, data / folder / f"{name}.nii.gz")
+    run_config("train.json", dataset_dir=str(data), noise_level=0, spatial_size=[60, 60])
+    recipe = Model(tmp_path / "run" / "model.pt").recipe
+    assert (recipe["grid"]["fit"], recipe["grid"]["spacing"]) == ("pad", [2.0, 2.0, -1.0])
+    for name in "ab":
+        paths = {"image": data / "imagesTr" / f"{name}.nii.gz", "label": data / "labelsTr" / f"{name}.nii.gz"}
+        middle = recipe.pair_preprocessing()(paths)["image"][0, :, :, 2]
+        assert tuple(middle.shape) == (60, 60)
+        assert [(line > 0).sum().item() for line in (middle[30], middle[:, 30])] == pytest.approx([20, 20], abs=1)
+    run_config(
+        "train.json",
+        dataset_dir=str(data),
+        noise_level=0,
+        spatial_size=[60, 60],
+        start_from=str(tmp_path / "run" / "model.pt"),
+        output_dir=str(tmp_path / "tuned"),
+    )
+    assert Model(tmp_path / "tuned" / "model.pt").recipe["grid"] == recipe["grid"]

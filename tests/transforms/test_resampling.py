@@ -16,6 +16,8 @@ from monai.transforms import (
 )
 
 from transforms import (
+    CROPPED_KEY,
+    UNMEASURED_KEY,
     ResampleInPlane,
     ResampleInPlaned,
     RestoreIntensityd,
@@ -281,3 +283,81 @@ def test_nonempty_slices_counts_the_share_above_background():
 def test_slices_refuse_what_they_cannot_do(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+SQUARES = [  # shape and voxel size of the patients, each with a square of 40 mm in the middle of a field of its own
+    ((120, 60, 3), (1.0, 2.0, 4.0)),
+    ((60, 80, 3), (1.5, 1.5, 4.0)),
+    ((101, 90, 3), (1.0, 1.2, 4.0)),
+]
+
+
+def square(shape, voxel):
+    """A square of 40 x 40 mm in the middle of each slice, at 1, on background at -1."""
+    centres = [(np.arange(n) + 0.5 - n / 2) * size for n, size in zip(shape, voxel, strict=True)]
+    inside = (np.abs(centres[0]) < 20)[:, None] & (np.abs(centres[1]) < 20)[None]
+    volume = np.where(inside, 1.0, -1.0).astype(np.float32)[..., None].repeat(shape[2], 2)
+    return MetaTensor(torch.from_numpy(volume)[None], affine=torch.diag(torch.tensor([*voxel, 1.0], dtype=float)))
+
+
+@pytest.mark.parametrize(("shape", "voxel"), SQUARES)
+def test_a_pixel_has_one_size_in_every_volume(shape, voxel):
+    """Whatever the voxels and the field of view, the square is 20 pixels of 2 mm wide and high, and comes back."""
+    volume = square(shape, voxel)
+    resample = ResampleInPlane((60, 60), spacing=2.0)
+    result = resample(volume)
+    assert tuple(result.shape) == (1, 60, 60, 3)
+    filled = (result[0, :, :, 1].as_tensor() + 1) / 2
+    inside = volume[0, :, :, 1].as_tensor() > 0
+    lengths = [inside.any(1 - axis).sum().item() * voxel[axis] / 2 for axis in range(2)]  # in whole voxels of the file
+    assert lengths == pytest.approx([20, 20], abs=0.5)
+    assert [filled[:, 30].sum().item(), filled[30].sum().item()] == pytest.approx(lengths, abs=0.1)
+    assert result.affine[:3, :3].norm(dim=0).tolist() == pytest.approx([2, 2, 4], rel=0.005)
+    centre = result.affine @ torch.tensor([29.5, 29.5, 1, 1], dtype=float)
+    expected = volume.affine @ torch.tensor([(shape[0] - 1) / 2, (shape[1] - 1) / 2, 1, 1], dtype=float)
+    assert (centre - expected).abs().max() <= max(voxel[:2])  # padding comes in whole voxels
+    back = resample.inverse(result)
+    assert back.shape == volume.shape
+    torch.testing.assert_close(back.affine, volume.affine)
+    assert ((back > 0) == (volume > 0)).float().mean() > 0.98
+
+
+def test_what_is_cut_off_is_told_and_comes_back_as_background():
+    volume = square((60, 60, 3), (1.0, 1.0, 1.0))
+    resample = ResampleInPlane((20, 60), spacing=1.0)
+    result = resample(volume)
+    assert tuple(result.shape) == (1, 20, 60, 3)
+    assert result.meta[CROPPED_KEY] == pytest.approx(0.5)
+    back = resample.inverse(result)
+    assert back.shape == volume.shape
+    assert (back[:, 20:40].as_tensor() == volume[:, 20:40].as_tensor()).all()
+    assert (back[:, :20].as_tensor() == -1).all()
+    assert CROPPED_KEY not in ResampleInPlane((60, 60), spacing=1.0)(volume).meta
+
+
+def test_without_cropping_slices_are_larger_and_nothing_is_lost():
+    volume = square((60, 50, 3), (1.0, 1.0, 1.0))
+    resample = ResampleInPlane((20, 60), spacing=1.0, crop=False)
+    result = resample(volume)
+    assert tuple(result.shape) == (1, 60, 60, 3)
+    torch.testing.assert_close(resample.inverse(result).as_tensor(), volume.as_tensor())
+
+
+def test_one_field_of_view_of_square_voxels_is_as_it_was():
+    """Where nothing is to be decided, both ways of fitting give the same to the last bit."""
+    volume = MetaTensor(torch.rand(1, 50, 44, 3) * 2 - 1, affine=torch.diag(torch.tensor([1.3, 1.3, 4, 1.0])))
+    filled, padded = (ResampleInPlane((32, 32), spacing=spacing)(volume) for spacing in (None, 1.3 * 50 / 32))
+    assert torch.equal(filled.as_tensor(), padded.as_tensor())
+
+
+def test_what_has_no_millimetres_fills_the_image():
+    volume = torch.rand(1, 50, 44, 3) * 2 - 1
+    unmeasured = MetaTensor(volume, affine=torch.eye(4), meta={UNMEASURED_KEY: True})
+    filled = ResampleInPlane((32, 32))(volume)
+    assert torch.equal(ResampleInPlane((32, 32), spacing=5.0)(unmeasured).as_tensor(), filled.as_tensor())
+
+
+@pytest.mark.parametrize("spacing", [0, -1.0, float("nan"), float("inf")])
+def test_what_is_no_size_of_a_pixel_is_refused(spacing):
+    with pytest.raises(ValueError, match=r"spacing must be a positive number of mm, got"):
+        ResampleInPlane((4, 4), spacing=spacing)

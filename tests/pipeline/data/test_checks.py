@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.data import DataError, check_cases
+from pipeline.io import read_image
 
 SHAPE = (12, 10, 6)
 
@@ -97,13 +98,13 @@ def test_truncated_gzip(cases, kept):
     assert fault.startswith(f"{path}: cannot be read (")
 
 
-@pytest.mark.parametrize("name", ["x.nii.gz", "x.nii", "x.npy", "x.nrrd", "x.txt"])
+@pytest.mark.parametrize("name", ["x.nii.gz", "x.nii", "x.npy", "x.nrrd", "x.mgz", "x.txt"])
 def test_file_of_another_kind(cases, tmp_path, name):
     path = tmp_path / name
     path.write_text("this is no image\n")
     cases["training"][0]["image"] = str(path)
     (fault,) = faults_of(cases)
-    assert fault.startswith(f"{path}: cannot be read (")
+    assert fault.startswith(f"{path}: {'is of no known format' if name == 'x.txt' else 'cannot be read ('}")
     assert "\n" not in fault
 
 
@@ -243,3 +244,38 @@ def test_digest_depends_on_names_and_contents(cases, tmp_path):
     renamed = check_cases(cases)
     save(new_name, seed=1)
     assert len({digest, renamed, check_cases(cases)}) == 3
+
+
+def store_along(path: str, codes: str) -> None:
+    """The same voxels at the same places, stored along other axes."""
+    image = nib.load(path)
+    turn = nib.orientations.ornt_transform(
+        nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(tuple(codes))
+    )
+    turned = image.as_reoriented(turn)
+    nib.save(nib.Nifti1Image(np.asarray(turned.dataobj).copy(), turned.affine), path)
+
+
+@pytest.mark.parametrize("codes", ["LAS", "SPL"])
+def test_pair_stored_in_two_orders_is_no_fault(cases, codes):
+    store_along(cases["training"][0]["label"], codes)
+    assert check_cases(cases)
+
+
+def test_grids_that_differ_beside_their_order_are_told_apart(cases):
+    save(Path(cases["training"][0]["label"]), np.random.default_rng(0).random((12, 11, 6)))
+    store_along(cases["training"][0]["label"], "SAR")
+    (fault,) = faults_of(cases)
+    assert fault.endswith("shapes disagree, (12, 10, 6) and (12, 11, 6), both turned to R, A and S")
+
+
+def test_a_file_is_read_once_until_it_changes(cases, monkeypatch):
+    read = []
+    monkeypatch.setattr("pipeline.data.checks.read_image", lambda path: read.append(path) or read_image(path))
+    digest = check_cases(cases)
+    assert len(read) == 6
+    assert check_cases(cases) == digest
+    assert len(read) == 6
+    save(Path(cases["training"][0]["image"]), seed=5)
+    assert check_cases(cases) != digest
+    assert len(read) == 7

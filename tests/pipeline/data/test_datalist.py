@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.data import Cases, DataError, load_cases
-from pipeline.data.datalist import name_of
+from pipeline.io import name_of
 
 SHAPE = (8, 7, 5)
 

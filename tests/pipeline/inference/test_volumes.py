@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.data import DataError
-from pipeline.inference import find_volumes, output_suffix
+from pipeline.inference import find_volumes
 
 
 def write(path):
@@ -51,9 +51,3 @@ def test_nothing_there(tmp_path):
         find_volumes(tmp_path / "typo")
     with pytest.raises(FileNotFoundError, match=r"image: no file ending in \.nii\.gz, .* in "):
         find_volumes(tmp_path)
-
-
-def test_output_suffix():
-    assert output_suffix(".nii.gz") == ".nii.gz"
-    with pytest.raises(ValueError, match=r"output_ext must be one of \.nii\.gz, .*, got 'nii'"):
-        output_suffix("nii")

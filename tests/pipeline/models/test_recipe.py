@@ -55,7 +55,7 @@ def test_a_recipe_is_taken_as_it_is(make_recipe):
         ("grid#orientation", "RASP", "grid#orientation: 'RASP' does not match"),
         ("grid#spatial_size", [32, 0], "grid#spatial_size#1: 0 is less than the minimum of 1"),
         ("grid#spacing", [1, 1], "grid#spacing: .*too short|grid#spacing: .* is not valid"),
-        ("grid#fit", "crop", r"grid#fit: 'crop' is not one of \['resize'\]"),
+        ("grid#fit", "crop", r"grid#fit: 'crop' is not one of \['resize', 'pad'\]"),
         ("grid#oblique", True, r"grid: Additional properties are not allowed \('oblique' was unexpected\)"),
         ("foreground#rule", "otsu", "foreground#rule: 'otsu' is not one of"),
         ("foreground#min_foreground", 1.5, "foreground#min_foreground: 1.5 is greater than the maximum of 1"),

@@ -1,0 +1,109 @@
+"""The one way in which an image goes out: beside its place, read back, and only then under its name."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from monai.utils import convert_to_tensor
+
+from pipeline.io.formats import WRITABLE, WRITERS, name_of, suffix_of
+from pipeline.io.reading import AFFINE_KEY, read_image, shape_in_file
+
+AFFINE_TOLERANCE = 1e-3
+"""How far, in mm, a header may round where an affine places its voxels' axes."""
+
+logger = logging.getLogger(__name__)
+
+
+def write_image(path: str | os.PathLike[str], voxels: Any, like: MetaTensor) -> Path:
+    """Write a volume where its source lies in space.
+
+    The file is written in a folder beside its place, read back and compared, and renamed at the end: under its name is
+    all of it, or what was there before.
+
+    Args:
+        path: the file; the end of its name, one of `WRITABLE`, says which format. Its folder is made.
+        voxels: (1, X, Y, Z) or (X, Y, Z), as many as the source has; written as float32.
+        like: the source as `read_image` returned it, or what transforms made of it. The result has the shape of its
+            file and its affine, as NIfTI with the same qform, sform and codes.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImageError: the name says no format that can be written.
+        ValueError: there are more or fewer voxels than the source has.
+        OSError: the file cannot be written, or what is read back is not what was written, as on a full disk.
+    """
+    path = Path(path)
+    write = WRITERS[suffix_of(path, WRITABLE)]
+    array = np.asarray(convert_to_tensor(voxels, dtype=torch.float32, track_meta=False).cpu())
+    shape = shape_in_file(like)
+    if array.size != np.prod(shape):
+        raise ValueError(f"{path}: expected the voxels of an image of shape {shape}, got {array.shape}")
+    array = np.ascontiguousarray(array.reshape(shape))
+    affine = np.asarray(like.meta[AFFINE_KEY], dtype=np.float64).reshape(4, 4)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Under its own name, since the formats go by it, and a .mhd names the file of its voxels.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
+        beside = Path(folder) / path.name
+        try:
+            write(beside, array, affine, like.meta)
+            found = read_image(beside)
+        except Exception as error:  # each library has exceptions of its own
+            raise OSError(f"{path} could not be written: {str(error).strip() or type(error).__name__}") from error
+        same = np.array_equal(found.as_tensor().numpy().ravel(), array.ravel(), equal_nan=True)
+        if not same or not np.allclose(found.affine.numpy(), affine, atol=AFFINE_TOLERANCE):
+            raise OSError(f"{path} could not be written: what was read back is not what was written; is the disk full?")
+        for part in sorted(Path(folder).iterdir(), key=lambda part: part == beside):  # the named file last
+            os.replace(part, path.with_name(part.name))
+    return path
+
+
+class WriteImaged(MapTransform):
+    """Dictionary form of `write_image`: an image goes into a folder, named like its source.
+
+    Args:
+        keys: keys of the images, (1, X, Y, Z) each, on the grid of the source's file.
+        like: key of the source.
+        output_dir: folder.
+        output_ext: end of the files' names, one of `WRITABLE`.
+        postfix: what the name has behind that of the source, after an underscore.
+
+    Raises:
+        ValueError: ``output_ext`` says no format that can be written.
+        OSError: (when called) see `write_image`.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        like: str,
+        output_dir: str | os.PathLike[str],
+        output_ext: str = ".nii.gz",
+        postfix: str = "translated",
+    ) -> None:
+        super().__init__(keys)
+        if output_ext not in WRITABLE:
+            raise ValueError(f"output_ext must be one of {', '.join(WRITABLE)}, got {output_ext!r}")
+        self.like, self.output_ext, self.postfix = like, output_ext, postfix
+        self.output_dir = Path(str(output_dir)).expanduser()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write every key of ``data``, which passes as it is."""
+        d = dict(data)
+        source = d[self.like]
+        for key in self.key_iterator(d):
+            name = f"{name_of(source.meta['filename_or_obj'])}_{self.postfix}{self.output_ext}"
+            logger.info("wrote %s", write_image(self.output_dir / name, d[key], source))
+        return d
