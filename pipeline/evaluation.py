@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from pipeline.bundle import CONFIG_FILE, calling_parser, project_dir
-from pipeline.data import Cases, load_cases
+from pipeline.bundle import CONFIG_FILE, bundle_dir, calling_parser, project_dir
+from pipeline.data import Cases, ensure_phantom, load_cases
 from pipeline.data.checks import DataError
 from pipeline.inference import open_model
 from pipeline.models import BEST, ModelError, Recipe
 
 DEFAULT_RUN = "reggan"
+LOADER = "pipeline.data.load_cases"
 # Settings that a model knows: where a config has a plain value for one, somebody has given it.
 KNOWN = (
     "backbone",
@@ -110,10 +112,7 @@ class Evaluated:
             raise DataError(
                 [f"{self.checkpoint} lies in no folder of a run, so its data are not known: name some by --dataset_dir"]
             )
-        config = ConfigParser()
-        config.read_config(str(self.run_dir / CONFIG_FILE))
-        config.update({f"cases#{name}": value for name, value in settings.items()})
-        cases: Cases = config.get_parsed_content("cases")
+        cases = load_cases(**{**_data_of_run(self.run_dir), **settings})
         trained_on = self.recipe["training"]["data_digest"]
         if trained_on is not None and cases.digest not in (None, trained_on):
             logger.warning(
@@ -134,6 +133,37 @@ class Evaluated:
                 of_training = known[f"noise_{name}"]
                 found[name] = fallback[name] if of_training is None else of_training
         return found
+
+
+def _data_of_run(run_dir: Path) -> dict[str, Any]:
+    """The settings of `load_cases` that a run's config has; as data, since the config of a run from elsewhere is code.
+
+    Raises:
+        DataError: the config cannot be read, or has expressions or a function of its own in the place.
+    """
+    path = run_dir / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        entries = dict(config["cases"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            [f"{path} does not say what the run was trained on ({error}): name data by --dataset_dir"]
+        ) from error
+    kind = entries.pop("_target_", None)
+    found = {name: config.get(value[1:]) if _is_reference(value) else value for name, value in entries.items()}
+    phantom = json.loads((bundle_dir() / "configs" / "train.json").read_text(encoding="utf-8"))["dataset_dir"]
+    if found.get("dataset_dir") == phantom:
+        found["dataset_dir"] = ensure_phantom(project_dir() / "data" / "phantom")
+    code = [f"{name} {value!r}" for name, value in found.items() if value is not None and not _is_given(value)]
+    if kind != LOADER:
+        code.append(f"cases#_target_ {kind!r}")
+    if code:
+        raise DataError([f"{path} has code for {', '.join(code)}, which is not run here: name data by --dataset_dir"])
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _is_reference(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("@")
 
 
 def given_settings(config: Mapping[str, Any]) -> dict[str, Any]:

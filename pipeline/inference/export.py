@@ -100,11 +100,14 @@ class Exporter:
         return slices[torch.linspace(0, len(slices) - 1, min(count, len(slices))).round().long()]
 
     def random_images(self, least: int) -> list[Tensor]:
-        """Noise in [-1, 1]: at the size of the training, at an odd size, and at the smallest, ``least`` pixels."""
+        """Noise in [-1, 1]: at the size of the training, at an odd size, and at the smallest, ``least`` pixels.
+
+        At one size alone, where the network takes no other.
+        """
         example = self.network.example_input()
-        size = self.recipe["grid"]["spatial_size"] or example.shape[2:]
-        shapes = [(2, size), (3, [max(least, length + 3 - 2 * axis) for axis, length in enumerate(size)])]
-        shapes.append((1, [least] * len(size)))
+        size = self.network.only_size or self.recipe["grid"]["spatial_size"] or example.shape[2:]
+        odd, smallest = [max(least, length + 3 - 2 * axis) for axis, length in enumerate(size)], [least] * len(size)
+        shapes = [(2, size), (3, odd), (1, smallest)] if self.network.only_size is None else [(2, size), (3, size)]
         generator = torch.Generator().manual_seed(0)
         return [torch.rand(batch, example.shape[1], *size, generator=generator) * 2 - 1 for batch, size in shapes]
 
@@ -210,7 +213,8 @@ class Exporter:
 
     def _dynamic_shapes(self, least: int) -> tuple[dict[int, Any]]:
         axes = AXES[: self.network.example_input().ndim - 2]
-        sizes = {2 + n: torch.export.Dim(axis, min=least) for n, axis in enumerate(axes)}
+        free = self.network.only_size is None
+        sizes = {2 + n: torch.export.Dim(axis, min=least) for n, axis in enumerate(axes) if free}
         return ({0: torch.export.Dim("batch"), **sizes},)
 
 

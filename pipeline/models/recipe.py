@@ -353,8 +353,6 @@ class Recipe:
                 if name == "spacing" and isinstance(value, int | float):
                     value = in_plane(value, known["grid"]["slice_axis"])  # one number stands for both axes of a pixel
                 if place[entry] is None and name in _FILLED_IN:
-                    if name == "spatial_size" and isinstance(value, int):
-                        value = [value] * known["grid"]["spatial_dims"]
                     place[entry] = list(value) if isinstance(value, tuple) else value
                 elif place[entry] is not None or name in ("spacing",):
                     found += list(differences(value, place[entry], name))

@@ -166,15 +166,22 @@ class Translator(nn.Module):
         prefixes = tuple(f"{name}." for name in self.training_only)
         return {name: value for name, value in state.items() if not name.startswith(prefixes)}
 
+    @property
+    def only_size(self) -> tuple[int, ...] | None:
+        """The size of the only images that ``forward`` takes, by its networks' ``image_size``; None if it takes any."""
+        parts = (part for name, part in self.named_children() if name not in self.training_only)
+        return next((size for part in parts if (size := getattr(part, "image_size", None)) is not None), None)
+
     def example_input(self) -> Tensor:
         """Two small blank images that ``forward`` takes, of another size along each axis, to trace it with.
 
-        They are made for the first network that has ``in_channels``, ``spatial_dims`` and ``minimum_size`` and that
-        inference needs; a translator without such a network brings its own.
+        Where a network takes one size only, they are of that. They are made for the first network that has
+        ``in_channels``, ``spatial_dims`` and ``minimum_size`` and that inference needs; a translator without such a
+        network brings its own.
         """
         parts = [part for name, part in self.named_children() if name not in self.training_only]
         taker: Any = next(part for part in parts if hasattr(part, "in_channels"))
-        sizes = [max(8, taker.minimum_size) * factor for factor in (4, 5, 6)]
+        sizes = self.only_size or [max(8, taker.minimum_size) * factor for factor in (4, 5, 6)]
         return torch.zeros(2, taker.in_channels, *sizes[: taker.spatial_dims])
 
     def __prepare_scriptable__(self) -> nn.Module:

@@ -465,3 +465,23 @@ def test_slices_in_files_of_their_own(run_config, tmp_path):
     }
     [row] = [row for row in rows if row["volume"] == "d_3"]
     assert {name: float(row[name]) for name in expected} == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"dataset_dir": "$open('{marker}', 'w').name"}, "has code for dataset_dir"),
+        ({"cases": {"_target_": "os.mkdir", "path": "{marker}"}}, "has code for cases#_target_ 'os.mkdir'"),
+        ({"cases": {"_target_": "pipeline.data.load_cases", "seed": "$open('{marker}', 'w')"}}, "has code for seed"),
+        ({"cases": 5}, "does not say what the run was trained on"),
+    ],
+)
+def test_the_config_of_a_run_is_no_code(run_config, run_dir, tmp_path, change, says):
+    """A run's folder may be from elsewhere."""
+    path, marker = run_dir / "config.json", tmp_path / "marker"
+    content = json.loads(path.read_text()) | json.loads(json.dumps(change).replace("{marker}", str(marker)))
+    path.write_text(json.dumps(content))
+    with pytest.raises(RuntimeError) as caught:
+        run_config("evaluate.json", checkpoint=str(run_dir / "checkpoints" / "best.pt"), dataset_dir=None)
+    assert says in str(first_cause(caught.value))
+    assert not marker.exists()

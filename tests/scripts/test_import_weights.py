@@ -1,5 +1,6 @@
 """The command line that imports weights."""
 
+import csv
 import importlib.util
 import re
 import shlex
@@ -16,12 +17,14 @@ from monai.bundle.scripts import run as run_bundle
 from monai.data import MetaTensor
 
 from pipeline.bundle import first_cause
+from pipeline.inference import Exporter
 from pipeline.models import CheckpointError, ContradictionError, Model, load_strictly
 from pipeline.networks import NICEEncoder, NICEGenerator, PatchDiscriminator, RegistrationNet, ResNetGenerator
 from pipeline.translators import NICETranslator, decode_recipe
 from transforms import ScaleMRIntensityd
 
 ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "bundles" / "reggan" / "configs"
 SCRIPT = ROOT / "scripts" / "import_weights.py"
 
 
@@ -367,6 +370,37 @@ def test_the_file_alone_says_windows_axes_and_networks(place):
         expected = 1500 * (expected[:, 0].flip(0, 1) + 1) - 1000
         assert translated == pytest.approx(expected.numpy(), abs=tolerance)
     assert translated.std() > 15
+
+
+@pytest.mark.parametrize("place", MODELS, indirect=True)
+def test_the_file_alone_is_evaluated_exported_and_run_from_onnx(place):
+    place.convert("--target-window", "0", "1000")
+    translated = place.translate()
+    (place.folder / "labelsTs").mkdir()
+    (place.folder / "imagesTs").mkdir()
+    nib.save(nib.Nifti1Image(place.volume, np.eye(4)), place.folder / "imagesTs" / "p.nii.gz")
+    label = place.volume.max() - place.volume
+    nib.save(nib.Nifti1Image(label, np.eye(4)), place.folder / "labelsTs" / "p.nii.gz")
+    settings = {"checkpoint": str(place.model), "dataset_dir": str(place.folder), "device": "cpu"}
+    folder = place.folder / "evaluation"
+    run_bundle(
+        run_id="run",
+        config_file=str(CONFIGS / "evaluate.json"),
+        logging_file=False,
+        tracking_uri="none",
+        evaluation_dir=str(folder),
+        **settings,
+    )
+    with (folder / "volumes.csv").open(newline="") as file:
+        [row] = csv.DictReader(file)
+    assert float(row["mae"]) == pytest.approx(np.abs(translated - label)[label > 1e-2].mean(), rel=1e-4)
+
+    image = {"image": str(place.folder / "T1.nii.gz")}
+    exporter = Exporter([CONFIGS / "inference.json"], place.model, CONFIGS / "metadata.json", image)
+    for suffix in (".onnx", ".ts"):
+        exporter.export(place.folder / f"model{suffix}", exporter.slices())
+    place.model = place.folder / "model.onnx"
+    assert place.translate() == pytest.approx(translated, abs=0.1)  # 1e-4 of the window
 
 
 @pytest.mark.parametrize("place", ["cyclegan"], indirect=True)

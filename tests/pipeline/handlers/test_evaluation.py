@@ -34,6 +34,9 @@ def client(store):
     return MlflowClient(store)
 
 
+STEPS = {"best.pt": 120, "last.pt": 150}
+
+
 @pytest.fixture
 def write_run(store):
     """Writes what a finished, tracked training leaves: its run's record, and checkpoints at iterations 120 and 150."""
@@ -45,8 +48,8 @@ def write_run(store):
         tracker.start()
         tracker.log_metrics({"val/psnr": 24.0}, step=120)
         tracker.close()
-        for name, iteration in (("best", 120), ("last", 150)):
-            checkpoint = folder / "checkpoints" / f"{name}.pt"
+        for name, iteration in STEPS.items():
+            checkpoint = folder / "checkpoints" / name
             checkpoint.parent.mkdir(exist_ok=True)
             torch.save({"trainer": {"iteration": iteration}}, checkpoint)
         for name in ("cases.csv", "pictures/error_maps.png"):
@@ -71,7 +74,8 @@ def run_id(run_dir):
 
 def report(folder, **settings):
     defaults = {"checkpoint": folder / "checkpoints" / "best.pt", "run_dir": folder, "dataset": DATASET, "noise": NOISE}
-    return EvaluationReport(folder / "evaluation", **(defaults | settings))
+    known = defaults | settings
+    return EvaluationReport(folder / "evaluation", **known, step=STEPS.get(Path(known["checkpoint"]).name))
 
 
 def children(client, run_id=None):
