@@ -27,6 +27,7 @@ from transforms.resampling import (
     ToVolume,
     ToVolumed,
     extract_slices,
+    foreground_shares,
     nonempty_slices,
     stack_slices,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "describe_volume",
     "extract_slices",
     "find_slice_axis",
+    "foreground_shares",
     "measure_axes",
     "nonempty_slices",
     "orientation_axes",

@@ -25,6 +25,7 @@ __all__ = [
     "ToVolume",
     "ToVolumed",
     "extract_slices",
+    "foreground_shares",
     "nonempty_slices",
     "stack_slices",
 ]
@@ -344,5 +345,21 @@ def nonempty_slices(
     """
     if not 0 <= min_foreground <= 1:
         raise ValueError(f"min_foreground must lie in [0, 1], got {min_foreground}")
-    share = (extract_slices(label, slice_axis) > background).float().mean(dim=(1, 2, 3))
-    return torch.nonzero(share >= min_foreground).flatten().tolist()
+    return torch.nonzero(foreground_shares(label, slice_axis, background) >= min_foreground).flatten().tolist()
+
+
+def foreground_shares(label: NdarrayOrTensor, slice_axis: int = 2, background: float = -1.0) -> torch.Tensor:
+    """Return the share of each slice's pixels that lie above the background.
+
+    Args:
+        label: see `nonempty_slices`.
+        slice_axis: see `nonempty_slices`.
+        background: see `nonempty_slices`.
+
+    Returns:
+        (N,), float32, N the length of ``slice_axis``.
+
+    Raises:
+        ValueError: see `nonempty_slices`.
+    """
+    return (extract_slices(label, slice_axis) > background).float().mean(dim=(1, 2, 3))

@@ -4,7 +4,7 @@ from pipeline.data.checks import DataError, check_cases, check_images
 from pipeline.data.datalist import Cases, load_cases
 from pipeline.data.grid import training_pixel_size, training_slice_axis
 from pipeline.data.phantom import ensure_phantom, make_phantom
-from pipeline.data.slices import SliceDataset
+from pipeline.data.samplers import SliceDataset
 
 __all__ = [
     "Cases",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,8 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from pipeline.data.store import open_store
+from pipeline.files import replacing
 from pipeline.io import ImageError, read_image
 from transforms import UNMEASURED_KEY
 
@@ -37,6 +40,9 @@ REQUIRED_SPLITS = ("training", "validation")
 
 AFFINE_TOLERANCE = 0.05
 """How far, in voxels, the affines of a pair may place one voxel apart: below what any registration resolves."""
+
+INDEX, INDEX_VERSION = "files.json", 1
+"""File of a store that remembers sound files; the version is raised when the checks find more than before."""
 
 READ_BLOCK = 1 << 20
 """Bytes read at a time for the digest."""
@@ -77,7 +83,7 @@ class FileReport:
     measured: bool = True
 
 
-def check_cases(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def check_cases(cases: Mapping[str, Sequence[Mapping[str, Any]]], store: str | os.PathLike[str] | None = None) -> str:
     """Look at every file of a datalist and refuse the whole of it if anything is wrong.
 
     Faults are: a required list that is empty, an entry without image or label, a file that is missing or cannot be
@@ -87,6 +93,7 @@ def check_cases(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     Args:
         cases: ``{"training": [...], "validation": [...], "test": [...]}``, each a list of ``{"image": path, "label":
             path}`` with, optionally, ``"case"``, the patient. ``"test"`` may be empty or absent.
+        store: see `find_faults`.
 
     Returns:
         The data's digest: SHA-256, in hexadecimal, over the names (relative to the folder that holds them all) and the
@@ -96,7 +103,7 @@ def check_cases(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         DataError: anything is wrong; its message lists every fault.
     """
     faults = [f'the list "{split}" is empty' for split in REQUIRED_SPLITS if not cases.get(split)]
-    found, digest = find_faults(cases)
+    found, digest = find_faults(cases, store=store)
     if faults or found:
         raise DataError(faults + found)
     return digest or ""
@@ -118,7 +125,9 @@ def check_images(paths: Sequence[str | os.PathLike[str]]) -> None:
 
 
 def find_faults(
-    cases: Mapping[str, Sequence[Mapping[str, Any]]], read_files: bool = True
+    cases: Mapping[str, Sequence[Mapping[str, Any]]],
+    read_files: bool = True,
+    store: str | os.PathLike[str] | None = None,
 ) -> tuple[list[str], str | None]:
     """Return the faults of a datalist's entries, a line each, and the digest of the files that are there.
 
@@ -126,6 +135,8 @@ def find_faults(
         cases: see `check_cases`; a list may be empty.
         read_files: whether to look into the files; if not, only patients and paths in two lists are found, and the
             digest is None.
+        store: folder that remembers sound files by path, size and time of their last change; None or "none" for no
+            such memory beyond this process.
     """
     faults: list[str] = []
     entries: list[tuple[str, Mapping[str, Any]]] = []
@@ -140,7 +151,7 @@ def find_faults(
     if not read_files:
         return faults, None
     paths = list(dict.fromkeys(os.fspath(item[key]) for _, item in entries for key in ("image", "label")))
-    reports = inspect_all(paths)
+    reports = inspect_all(paths, store)
     for path in paths:
         faults += [f"{path}: {fault}" for fault in reports[path].faults]
     for _, item in entries:
@@ -153,24 +164,68 @@ _KNOWN: dict[tuple[str, int, int], FileReport] = {}
 # What is known of files, by path, size in bytes and time of the last change in ns: each is read once per process.
 
 
-def inspect_all(paths: Sequence[str]) -> dict[str, FileReport]:
+def inspect_all(paths: Sequence[str], store: str | os.PathLike[str] | None = None) -> dict[str, FileReport]:
     """Look at files, several at a time: decompression and hashing release the interpreter lock.
 
     A file that has the size and the time of the last look is not read again.
+
+    Args:
+        paths: the files.
+        store: see `find_faults`.
     """
+    opened = open_store(store)
+    remembered = {} if opened is None else _recall(opened.folder / INDEX)
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        return dict(zip(paths, pool.map(_look_once, paths), strict=True))
+        reports = dict(zip(paths, pool.map(_look_once, paths), strict=True))
+    if opened is not None:
+        sound = {key: _KNOWN[key] for key in map(_key, paths) if key in _KNOWN and not _KNOWN[key].faults}
+        if not sound.keys() <= remembered.keys():
+            _remember(opened.folder / INDEX, remembered | sound)
+    return reports
 
 
-def _look_once(path: str) -> FileReport:
+def _key(path: str) -> tuple[str, int, int] | None:
     try:
         status = os.stat(path)
     except OSError:
+        return None
+    return os.path.abspath(path), status.st_size, status.st_mtime_ns
+
+
+def _look_once(path: str) -> FileReport:
+    key = _key(path)
+    if key is None:
         return _inspect(path)
-    key = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
     if key not in _KNOWN:
         _KNOWN[key] = _inspect(path)
     return _KNOWN[key]
+
+
+def _recall(index: Path) -> dict[tuple[str, int, int], FileReport]:
+    """What is remembered of files; nothing where the index is not there or cannot be read."""
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+        entries = content["files"] if content["version"] == INDEX_VERSION else []
+        found = {
+            (path, size, time): FileReport([], digest, tuple(shape), np.array(affine), measured)
+            for path, size, time, digest, shape, affine, measured in entries
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    for key, report in found.items():
+        _KNOWN.setdefault(key, report)
+    return found
+
+
+def _remember(index: Path, known: Mapping[tuple[str, int, int], FileReport]) -> None:
+    latest = {path: (path, size, time, report) for (path, size, time), report in known.items()}  # the last one counts
+    entries = [
+        [path, size, time, report.digest, report.shape, report.affine.tolist(), report.measured]
+        for path, size, time, report in latest.values()
+        if report.shape is not None and report.affine is not None
+    ]
+    with replacing(index) as beside:
+        beside.write_text(json.dumps({"version": INDEX_VERSION, "files": entries}), encoding="utf-8")
 
 
 def _inspect(path: str) -> FileReport:

@@ -108,6 +108,7 @@ def load_cases(
     patient_pattern: str | None = None,
     check: bool = True,
     needed: Sequence[str] = REQUIRED_SPLITS,
+    store: str | os.PathLike[str] | None = None,
 ) -> Cases:
     """List a data set's pairs, by patient, and make sure that they can be trained on.
 
@@ -134,6 +135,7 @@ def load_cases(
             ``"(BraTS18_[^_]*_[^_]*_[0-9]*)"``. Needed for slices, of which a patient has many.
         check: whether to read every file and look for faults (see `check_cases`).
         needed: lists that must not be empty; without ``"validation"`` among them, no patients are moved there.
+        store: folder that remembers files that were found sound, see `pipeline.data.checks.find_faults`.
 
     Returns:
         The three lists, with the name of the folder and the digest of the data.
@@ -153,7 +155,7 @@ def load_cases(
     if "validation" in needed and cases["training"] and not cases["validation"]:
         faults += _draw_validation(cases, validation_fraction, seed)
     cases.name = Path(os.path.abspath(root)).name
-    found, cases.digest = find_faults(cases, read_files=check)
+    found, cases.digest = find_faults(cases, read_files=check, store=store)
     faults += found
     if faults:
         raise DataError(faults)

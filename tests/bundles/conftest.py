@@ -24,6 +24,7 @@ AFFINE = np.diag([2.0, 2.0, 4.0, 1.0])
 # What makes the default networks small enough for a test; the paper's overlay takes the same.
 TINY = {
     "device": "cpu",
+    "store": "none",
     "spatial_size": 32,
     "max_epochs": 1,
     "decay_epochs": 0,

@@ -1,9 +1,10 @@
-"""Volumes as a data set of slices, preprocessed once and kept in memory."""
+"""The sampler of slices: volumes preprocessed once, kept on disk or in memory, and given out slice by slice."""
 
 from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from monai.utils import convert_to_tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from pipeline.data.checks import inspect_all
+from pipeline.data.store import VolumeStore, fingerprint, open_store
 from pipeline.io import name_of
-from transforms import CROPPED_KEY, DESCRIPTION_KEY, WINDOW_KEY, extract_slices, nonempty_slices
+from transforms import CROPPED_KEY, DESCRIPTION_KEY, WINDOW_KEY, extract_slices, foreground_shares
 
 __all__ = ["SliceDataset"]
 
@@ -27,13 +30,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class _Volume:
-    """What is kept of one pair: its filled slices ``(N, 1, H, W)``, their indices, and where they come from."""
+    """What is kept of one pair.
+
+    Its slices ``(N, 1, H, W)`` (all of them as maps of files, or those that are filled as tensors), the filled ones'
+    places in these and along the axis that counts slices, and where they come from.
+    """
 
     name: str
     case: str
+    rows: list[int]
     indices: list[int]
-    image: torch.Tensor
-    label: torch.Tensor
+    image: torch.Tensor | np.ndarray
+    label: torch.Tensor | np.ndarray
     window: tuple[float, float] | None
     description: dict[str, Any] | None
 
@@ -41,8 +49,9 @@ class _Volume:
 class SliceDataset(Dataset):
     """Slices of preprocessed volume pairs, without the empty ones.
 
-    Each pair is loaded and preprocessed once; its slices then lie in two float32 tensors, so that an item costs a
-    look-up. An item is ``{"image": (1, H, W), "label": (1, H, W), "case": patient, "slice": index along slice_axis}``
+    Each pair is loaded and preprocessed once. Its slices then lie in a store on disk, from which each is read when it
+    is asked for, or, without a store, in memory; the items are the same. An item is ``{"image": (1, H, W), "label":
+    (1, H, W), "case": patient, "slice": index along slice_axis}``
     with plain tensors in [-1, 1].
 
     Args:
@@ -57,6 +66,9 @@ class SliceDataset(Dataset):
             is without it.
         num_workers: threads that preprocess volumes; 0 works in the calling thread.
         progress: whether to show a progress bar while preprocessing.
+        store: folder that keeps preprocessed volumes (see `pipeline.data.store`), so that memory does not grow with the
+            data, and who starts again with the same files and the same ``transform`` reads and computes nothing; None
+            keeps them in memory. A ``transform`` whose work cannot be told from its arguments is not stored.
 
     Attributes:
         descriptions: what `transforms.DescribeVolumed` said of each pair, by key; None where it did not.
@@ -78,6 +90,7 @@ class SliceDataset(Dataset):
         slice_transform: Callable[[dict[str, Any]], Any] | None = None,
         num_workers: int = 2,
         progress: bool = False,
+        store: str | os.PathLike[str] | None = None,
     ) -> None:
         if isinstance(data, Mapping) or not all(isinstance(item, Mapping) for item in data):
             raise ValueError('data must be one list of {"image": path, "label": path}, such as cases["training"]')
@@ -89,10 +102,14 @@ class SliceDataset(Dataset):
             missing = [key for key in ("image", "label") if key not in item]
             if missing:
                 raise ValueError(f'data[{index}] has no "{missing[0]}": {dict(item)}')
+        if not 0 <= min_foreground <= 1:
+            raise ValueError(f"min_foreground must lie in [0, 1], got {min_foreground}")
         self.slice_axis = slice_axis
         self.min_foreground = min_foreground
         self.background = background
         self.slice_transform = slice_transform
+        self._made_by = None if store is None else fingerprint(transform)
+        self._store = None if self._made_by is None else open_store(store)
         self._gather(self._load_all(data, transform, num_workers, progress))
 
     def _load_all(
@@ -115,8 +132,44 @@ class SliceDataset(Dataset):
                 raise
 
     def _load(self, item: Mapping[str, Any], transform: Callable[[dict[str, Any]], Any]) -> _Volume:
-        """Preprocess one pair and take its filled slices."""
+        """Take the filled slices of one pair, from the store where it is there."""
         name = f"{item['image']} and {item['label']}"
+        key = None if self._store is None else self._key(item)
+        stored = None if self._store is None or key is None else self._store.get(key)
+        if stored is None:
+            image, label, about = self._preprocess(name, item, transform)
+            if self._store is not None and key is not None:
+                stored = self._store.put(key, image, label, about)
+        if stored is not None:
+            about = stored.about
+        if about["lost"] > 0:
+            logger.warning(
+                "%s: %.1f %% of what it shows lies outside of the slices and is cut off", name, 100 * about["lost"]
+            )
+        indices = torch.nonzero(torch.tensor(about["shares"]) >= self.min_foreground).flatten().tolist()
+        return _Volume(
+            name=name,
+            case=str(item.get("case") or name_of(item["image"])),
+            rows=indices if stored is not None else list(range(len(indices))),
+            indices=indices,
+            image=stored.image if stored is not None else image[indices],
+            label=stored.label if stored is not None else label[indices],
+            window=tuple(about["window"]) if about["window"] is not None else None,
+            description=about["description"],
+        )
+
+    def _key(self, item: Mapping[str, Any]) -> str | None:
+        """The key of a pair in the store; None where its files are not such that their content is known."""
+        paths = [os.fspath(item[key]) for key in ("image", "label") if isinstance(item[key], str | os.PathLike)]
+        digests = [report.digest for report in inspect_all(paths).values()]
+        if len(paths) < 2 or not all(digests):
+            return None
+        return VolumeStore.key(digests, self._made_by, self.slice_axis, self.background)
+
+    def _preprocess(
+        self, name: str, item: Mapping[str, Any], transform: Callable[[dict[str, Any]], Any]
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """Preprocess one pair; returns all slices ``(N, 1, H, W)`` of both volumes, and what is to be kept of them."""
         try:
             # Threads share the transforms: those that are not safe in several threads are copied by Compose.
             pair = transform(dict(item), threading=True) if isinstance(transform, Compose) else transform(dict(item))
@@ -125,8 +178,7 @@ class SliceDataset(Dataset):
             while cause.__cause__ is not None:
                 cause = cause.__cause__
             raise RuntimeError(f"preprocessing {name} failed: {cause}") from error
-        window = getattr(pair["label"], "meta", {}).get(WINDOW_KEY)
-        described = {key: getattr(pair[key], "meta", {}).get(DESCRIPTION_KEY) for key in ("image", "label")}
+        metas = {key: getattr(pair[key], "meta", {}) for key in ("image", "label")}
         image = convert_to_tensor(pair["image"], dtype=torch.float32, track_meta=False)
         label = convert_to_tensor(pair["label"], dtype=torch.float32, track_meta=False)
         if image.shape != label.shape or image.ndim != 4 or image.shape[0] != 1:
@@ -134,49 +186,34 @@ class SliceDataset(Dataset):
                 f"{name}: expected two volumes (1, H, W, D) of one shape from the transform, "
                 f"got {tuple(image.shape)} and {tuple(label.shape)}"
             )
-        lost = max(getattr(pair[key], "meta", {}).get(CROPPED_KEY, 0.0) for key in ("image", "label"))
-        if lost > 0:
-            logger.warning("%s: %.1f %% of what it shows lies outside of the slices and is cut off", name, 100 * lost)
-        indices = nonempty_slices(label, self.slice_axis, self.min_foreground, self.background)
-        return _Volume(
-            name=name,
-            case=str(item.get("case") or name_of(item["image"])),
-            indices=indices,
-            image=extract_slices(image, self.slice_axis)[indices],
-            label=extract_slices(label, self.slice_axis)[indices],
-            window=(float(window[0]), float(window[1])) if window is not None else None,
-            description=described if None not in described.values() else None,
-        )
+        window = metas["label"].get(WINDOW_KEY)
+        described = {key: meta.get(DESCRIPTION_KEY) for key, meta in metas.items()}
+        about = {
+            "window": None if window is None else [float(value) for value in window],
+            "description": None if None in described.values() else described,
+            "lost": max(float(meta.get(CROPPED_KEY, 0.0)) for meta in metas.values()),
+            "shares": foreground_shares(label, self.slice_axis, self.background).tolist(),
+        }
+        return extract_slices(image, self.slice_axis), extract_slices(label, self.slice_axis), about
 
     def _gather(self, volumes: list[_Volume]) -> None:
-        """Lay the slices of all volumes out in two tensors; ``volumes`` is emptied on the way to save memory."""
+        """List the slices of all volumes."""
         sizes: dict[tuple[int, ...], str] = {}
         for volume in volumes:
             sizes.setdefault(tuple(volume.image.shape[2:]), volume.name)
         if len(sizes) > 1:
             found = "; ".join(f"{size} in {name}" for size, name in sizes.items())
             raise ValueError(f"slices must agree in size, found {found}: resample them to one spatial_size")
-        count = sum(len(volume.indices) for volume in volumes)
-        if count == 0:
+        if not any(volume.indices for volume in volumes):
             raise ValueError(
                 f"no slice has at least {self.min_foreground:.0%} of its pixels above {self.background:g} in "
                 f"{'; '.join(volume.name for volume in volumes)}: lower min_foreground or check the scaling"
             )
-        (size,) = sizes
         self._windows = [volume.window for volume in volumes]
         self.descriptions = [volume.description for volume in volumes]
         self.patients = len({volume.case for volume in volumes})
-        self._cases = [volume.case for volume in volumes for _ in volume.indices]
-        self._slices = [index for volume in volumes for index in volume.indices]
-        self._images = torch.empty((count, 1, *size))
-        self._labels = torch.empty((count, 1, *size))
-        start = 0
-        while volumes:
-            volume = volumes.pop(0)
-            stop = start + len(volume.indices)
-            self._images[start:stop] = volume.image
-            self._labels[start:stop] = volume.label
-            start = stop
+        self._volumes = volumes
+        self._places = [(number, row) for number, volume in enumerate(volumes) for row in range(len(volume.rows))]
 
     @property
     def target_window(self) -> tuple[float, float]:
@@ -197,16 +234,17 @@ class SliceDataset(Dataset):
     @property
     def channels(self) -> int:
         """Channels of every slice."""
-        return int(self._images.shape[1])
+        return int(self._volumes[0].image.shape[1])
 
     @property
     def spatial_size(self) -> tuple[int, int]:
         """Size (H, W) of every slice."""
-        return int(self._images.shape[2]), int(self._images.shape[3])
+        height, width = self._volumes[0].image.shape[2:]
+        return int(height), int(width)
 
     @property
     def clean(self) -> SliceDataset:
-        """The same slices, in the same order, as they are: a view on the same tensors that has no ``slice_transform``.
+        """The same slices, in the same order, as they are: a view on the same volumes that has no ``slice_transform``.
 
         For all that must not see augmented images, such as a baseline fitted to the training pairs. To look at it draws
         nothing, so that the draws of this data set stay what they are.
@@ -230,16 +268,23 @@ class SliceDataset(Dataset):
         return self
 
     def __len__(self) -> int:
-        return len(self._slices)
+        return len(self._places)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one slice pair, through ``slice_transform`` if there is one; images are plain tensors all the same."""
-        image, label = self._images[index], self._labels[index]
+        number, place = self._places[index]
+        volume = self._volumes[number]
+        image, label = (_slice(slices, volume.rows[place]) for slices in (volume.image, volume.label))
         if self.slice_transform is not None:
             image, label = image.clone(), label.clone()  # a transform may write in place
-        item = {"image": image, "label": label, "case": self._cases[index], "slice": self._slices[index]}
+        item = {"image": image, "label": label, "case": volume.case, "slice": volume.indices[place]}
         if self.slice_transform is None:
             return item
         item = self.slice_transform(item)
         # MONAI's transforms return MetaTensors, which cost time in every operation and do not belong in checkpoints
         return item | {key: convert_to_tensor(item[key], track_meta=False) for key in ("image", "label")}
+
+
+def _slice(slices: torch.Tensor | np.ndarray, row: int) -> torch.Tensor:
+    """One slice; that of a file is read into memory of its own."""
+    return torch.from_numpy(np.array(slices[row])) if isinstance(slices, np.ndarray) else slices[row]

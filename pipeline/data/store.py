@@ -1,0 +1,147 @@
+"""Preprocessed volumes on disk: a training's memory does not grow with its data, and a second start reads no image."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import monai
+import numpy as np
+import torch
+from monai.transforms import Compose, Randomizable
+
+__all__ = ["StoredPair", "VolumeStore", "fingerprint", "open_store"]
+
+VERSION = 1
+"""Raised when all that lies in a store is to be made anew."""
+OWN = ("transforms", "pipeline")
+"""Packages whose classes are known by their source; those of MONAI are by its version."""
+
+logger = logging.getLogger(__name__)
+
+
+class StoredPair(NamedTuple):
+    """A preprocessed pair: its volumes (N, C, H, W), slices first, and plain values about it."""
+
+    image: np.ndarray
+    label: np.ndarray
+    about: dict[str, Any]
+
+
+class VolumeStore:
+    """A folder of preprocessed pairs, each under a key that says what it was made of.
+
+    A pair is written beside its place and renamed, so what is there is whole. Several trainings may share a store; it
+    may be deleted at any time when none of them runs.
+
+    Args:
+        folder: made when the first pair is kept.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(str(folder)).expanduser().absolute()
+
+    @staticmethod
+    def key(*made_of: Any) -> str:
+        """The key of what was made of these plain values, such as digests of files and of what was done to them."""
+        return hashlib.sha256(json.dumps([VERSION, *made_of]).encode()).hexdigest()[:32]
+
+    def get(self, key: str) -> StoredPair | None:
+        """The pair of that key, its volumes as maps of their files; None where there is none that can be read."""
+        place = self.folder / key
+        try:
+            about = json.loads((place / "about.json").read_text(encoding="utf-8"))
+            image, label = (np.load(place / f"{name}.npy", mmap_mode="r") for name in ("image", "label"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            logger.warning("%s cannot be read and is left aside: %s", place, error)
+            return None
+        return StoredPair(image, label, about)
+
+    def put(self, key: str, image: torch.Tensor, label: torch.Tensor, about: Mapping[str, Any]) -> StoredPair:
+        """Keep a pair, and return it as `get` does.
+
+        Args:
+            key: see `key`.
+            image: (N, C, H, W).
+            label: likewise.
+            about: plain values.
+
+        Raises:
+            OSError: it cannot be written; nothing is left of it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".writing-") as beside:
+            whole = Path(beside) / key
+            whole.mkdir()
+            for name, volume in (("image", image), ("label", label)):
+                np.save(whole / f"{name}.npy", volume.contiguous().numpy())
+            (whole / "about.json").write_text(json.dumps(about), encoding="utf-8")
+            try:
+                os.replace(whole, self.folder / key)
+            except OSError:
+                if self.get(key) is None:  # what lies there is damaged; or else another training was faster
+                    shutil.rmtree(self.folder / key, ignore_errors=True)
+                    os.replace(whole, self.folder / key)
+        pair = self.get(key)
+        if pair is None:
+            raise OSError(f"{self.folder / key} could not be written; choose another folder with --store, or none")
+        return pair
+
+
+def open_store(folder: str | os.PathLike[str] | None) -> VolumeStore | None:
+    """The store in a folder; None for None, and for "none", as the command line has it."""
+    return None if folder is None or str(folder).lower() == "none" else VolumeStore(folder)
+
+
+def fingerprint(transform: Any) -> str | None:
+    """A digest of what a chain of transforms does: its classes, their source or version, and their arguments.
+
+    Returns:
+        SHA-256 in hexadecimal; None where that cannot be told, as of a function, or where random numbers are drawn.
+    """
+    try:
+        described = [monai.__version__, torch.__version__, np.__version__, _describe(transform)]
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+    except TypeError:
+        return None
+
+
+def _describe(value: Any) -> Any:
+    """A value as JSON.
+
+    Raises:
+        TypeError: nobody can tell what it does.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return np.asarray(value).tolist()
+    if isinstance(value, np.dtype | torch.dtype | type):
+        return str(value)
+    if isinstance(value, Mapping):
+        return [[_describe(key), _describe(entry)] for key, entry in value.items()]
+    if isinstance(value, Sequence):
+        return [_describe(entry) for entry in value]
+    if isinstance(value, Compose):
+        return [_describe(step) for step in value.transforms]
+    kind = type(value)
+    package = kind.__module__.partition(".")[0]
+    if isinstance(value, Randomizable) or package not in (*OWN, "monai") or not hasattr(value, "__dict__"):
+        raise TypeError(f"{kind.__module__}.{kind.__qualname__}")
+    source = ""
+    if package in OWN:  # the whole module, for the functions that it calls
+        source = hashlib.sha256(inspect.getsource(inspect.getmodule(kind) or kind).encode()).hexdigest()
+    # What MONAI's transforms keep for each thread, once they are called, is whether they trace.
+    state = {name: entry for name, entry in vars(value).items() if not isinstance(entry, threading.local)}
+    return [kind.__module__, kind.__qualname__, source, _describe(state)]
