@@ -15,17 +15,25 @@ from monailabel.config import settings
 from monailabel.interfaces.exception import MONAILabelException
 
 from pipeline.label_app.access import Guard
+from pipeline.label_app.health import LIVE, READY, Health
+from pipeline.label_app.journal import Journal
+from pipeline.label_app.routes import make_router
 
 
-def guard_server(token: str | None) -> None:
-    """Put the guard in front of the running server.
+def guard_server(app: Any, token: str | None, others: bool = False) -> None:
+    """Put our routes, the guard, the answers about health and the journal in front of the running server.
 
     MONAI Label builds its server before it reads any app, and lets every origin in where none is listed.
+
+    Args:
+        app: that is served.
+        token: that every request needs; None for none.
+        others: serve other machines without a token of ours.
     """
     from monailabel.app import app as server
     from monailabel.endpoints.user import auth
 
-    if isinstance(server.middleware_stack, Guard):
+    if isinstance(server.middleware_stack, Journal):
         return
     if hasattr(tarfile, "data_filter"):  # archives of sessions must not unpack to elsewhere
         tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
@@ -39,9 +47,34 @@ def guard_server(token: str | None) -> None:
     origins = [str(origin) for origin in settings.MONAI_LABEL_CORS_ORIGINS]
     if not origins:
         server.user_middleware = [entry for entry in server.user_middleware if "CORS" not in entry.cls.__name__]
-    server.middleware_stack = Guard(
-        server.build_middleware_stack(), token, origins, others=settings.MONAI_LABEL_AUTH_ENABLE
-    )
+    put_first(server, make_router(app))
+    guard = Guard(server.build_middleware_stack(), token, origins, others=others or settings.MONAI_LABEL_AUTH_ENABLE)
+    health = Health(guard, app.why_not_ready)
+    server.middleware_stack = Journal(health, functools.partial(find_template, server), lambda: app.bundles)
+
+
+def put_first(server: Any, router: Any) -> None:
+    """Let a router answer before what the server has for the same paths."""
+    before = len(server.router.routes)
+    server.include_router(router)
+    server.router.routes[:] = server.router.routes[before:] + server.router.routes[:before]
+    server.openapi_schema = None
+
+
+def find_template(server: Any, scope: Any) -> tuple[str | None, dict[str, str]]:
+    """The template of a request's path, such as ``/infer/{model}``, and what stands in the place of its names.
+
+    None and nothing if the server has no such path.
+    """
+    path = scope["path"].removeprefix(settings.MONAI_LABEL_API_STR)
+    if path in (LIVE, READY):
+        return path, {}
+    for entry in server.router.routes:
+        for route in getattr(getattr(entry, "original_router", None), "routes", [entry]):
+            match = route.path_regex.match(path) if hasattr(route, "path_regex") else None
+            if match:
+                return route.path, match.groupdict()
+    return None, {}
 
 
 async def _answer_bad_json(request: Any, error: Exception) -> JSONResponse:
@@ -71,7 +104,9 @@ def guard_tasks(app: Any) -> None:
         enqueue: bool = False,
     ) -> Any:
         if force_sync and method == "train":
-            raise HTTPException(400, "run_sync is not offered for training: ask GET /train/ how far it is")
+            raise HTTPException(400, "run_sync is not offered: ask GET /train/ how far it is")
+        if force_sync and method == "batch_infer":  # the server would answer nobody meanwhile
+            raise HTTPException(400, "run_sync is not offered: ask GET /batch/infer how far it is")
         checked = app.check_task(method, {**(params or {}), **(request or {})})
         # MONAI Label looks at processes, and has none yet for a task that was submitted just now.
         if not enqueue and any(task["status"] in ("SUBMITTED", "RUNNING") for task in tasks(method)):

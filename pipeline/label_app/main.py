@@ -5,10 +5,12 @@ from __future__ import annotations
 import atexit
 import json
 import logging
+import math
 import os
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import monailabel
 from fastapi import HTTPException
 from monailabel.config import settings
+from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import DefaultLabelTag
 
@@ -25,11 +28,18 @@ from pipeline.label_app.access import is_name, read_token
 from pipeline.label_app.answers import answering, tag_of
 from pipeline.label_app.batch import BatchTranslation
 from pipeline.label_app.guarding import guard_server, guard_tasks
+from pipeline.label_app.health import LEAST_FREE_GB, find_obstacles
 from pipeline.label_app.infer import WEIGHTS, TranslationTask, request_device, result_suffix
+from pipeline.label_app.journal import keep_names_out_of_logs
+from pipeline.label_app.listening import auth_is_off, check_listening, host_of_command
 from pipeline.label_app.train import TranslationTrainTask, training_settings
+from pipeline.label_app.worker import LONGEST_QUEUE, Progress, TranslationQueue
 
-SETTINGS = ("models", "bundles", "output_dir", "token_file", "tracking_uri")
+SETTINGS = ("models", "bundles", "output_dir", "token_file", "auth", "queue", "min_free_gb", "tracking_uri")
 """What ``--conf NAME VALUE`` can set."""
+
+ALL = "all"
+"""In place of names of models: whatever bundles lie in the folder, those that come later, too."""
 
 FEWEST_PAIRS = 2
 """Pairs that a training needs: one to train on and one to validate."""
@@ -41,7 +51,7 @@ def find_bundles(names: str, folder: Path) -> dict[str, Path]:
     """Find the bundles to serve.
 
     Args:
-        names: of the bundles, separated by commas.
+        names: of the bundles, separated by commas; or ``all`` for every bundle of the folder.
         folder: that they lie in.
 
     Raises:
@@ -49,8 +59,12 @@ def find_bundles(names: str, folder: Path) -> dict[str, Path]:
     """
     asked = [name.strip() for name in names.split(",") if name.strip()]
     there = sorted(path.parent.parent.name for path in folder.glob("*/configs/inference.json"))
-    if not asked:
-        raise ValueError(f"--conf models must name the bundles to serve, separated by commas; in {folder}: {there}")
+    if asked == [ALL]:
+        asked = there
+    elif not asked:
+        raise ValueError(
+            f"--conf models must name the bundles to serve, separated by commas, or be '{ALL}'; in {folder}: {there}"
+        )
     unknown = [name for name in asked if name not in there]
     if unknown:
         raise ValueError(f"--conf models names {unknown}, expected bundles in {folder}: {there}")
@@ -63,8 +77,15 @@ class TranslationApp(MONAILabelApp):
     Args:
         app_dir: this folder.
         studies: folder of the images, with the target volumes in ``labels/final``; or the address of a DICOMweb server.
-        conf: ``models`` (names of the bundles, by commas) and, optionally, ``bundles`` (their folder), ``output_dir``
-            (for what trainings write), ``token_file`` and ``tracking_uri``.
+        conf: ``models`` (names of the bundles, by commas, or ``all``) and, optionally, ``bundles`` (their folder),
+            ``output_dir`` (for what trainings write), ``token_file``, ``auth`` (``off`` to serve everybody), ``queue``
+            (how many translations may wait or run), ``min_free_gb`` (below which the server is not ready) and
+            ``tracking_uri``.
+
+    Attributes:
+        bundles: folder of each bundle by its name.
+        queue: of the translations that clients wait for.
+        uploads: folder for what is sent and what is answered; None before the server runs.
 
     Raises:
         ValueError: if a setting is unknown or cannot be used.
@@ -76,11 +97,17 @@ class TranslationApp(MONAILabelApp):
             raise ValueError(f"--conf does not know {unknown}, expected {', '.join(SETTINGS)}")
         # Wrong settings stop the server at its start, not a client later.
         self._token = read_token(conf["token_file"]) if conf.get("token_file") else None
-        self.bundles = find_bundles(
-            conf.get("models", ""), Path(conf.get("bundles") or project_dir() / "bundles").expanduser()
-        )
+        self._open = auth_is_off(conf.get("auth"))
+        self.queue = TranslationQueue(_number("queue", conf, LONGEST_QUEUE, int, 1))
+        self._min_free = int(_number("min_free_gb", conf, LEAST_FREE_GB, float, 0) * 1e9)
+        self._folder = Path(conf.get("bundles") or project_dir() / "bundles").expanduser()
+        self.bundles = find_bundles(conf.get("models", ""), self._folder)
+        self._bundles_lock = threading.Lock()
+        self._broken: dict[str, str] = {}
+        self._infers: dict[str, Any]
+        self._trainers: dict[str, Any]
         self._outputs = Path(conf.get("output_dir") or project_dir() / "outputs" / "label").expanduser().absolute()
-        self._uploads: Path | None = None
+        self.uploads: Path | None = None
         super().__init__(
             app_dir=app_dir,
             studies=studies,
@@ -96,12 +123,33 @@ class TranslationApp(MONAILabelApp):
 
     def init_trainers(self) -> dict[str, Any]:
         """A training for every bundle."""
+        return {name: self._trainer(name) for name, path in self.bundles.items() if _trains(path)}
+
+    def _trainer(self, name: str) -> TranslationTrainTask:
         uri = self.conf.get("tracking_uri") or settings.MONAI_LABEL_TRACKING_URI or None
-        return {
-            name: TranslationTrainTask(name, path, self.conf, self._outputs / name, uri)
-            for name, path in self.bundles.items()
-            if (path / "configs" / "train.json").is_file()
-        }
+        return TranslationTrainTask(name, self.bundles[name], self.conf, self._outputs / name, uri)
+
+    def look_for_models(self) -> None:
+        """Offer what was put into the folder of the bundles since, and no more what was taken out of it."""
+        with self._bundles_lock:
+            if self.conf.get("models", "").strip() == ALL:
+                self.bundles = find_bundles(ALL, self._folder)
+            for name, path in self.bundles.items():
+                try:
+                    if name not in self._infers and _has_weights(path):
+                        self._infers = {**self._infers, name: TranslationTask(path, self.conf)}
+                    if name not in self._trainers and _trains(path) and settings.MONAI_LABEL_TASKS_TRAIN:
+                        self._trainers = {**self._trainers, name: self._trainer(name)}
+                    self._broken.pop(name, None)
+                except Exception as error:  # whatever half a bundle's files raise, the others are served
+                    if self._broken.get(name) != str(error):
+                        logger.warning("the bundle %s cannot be used: %s", name, error)
+                    self._broken[name] = str(error)
+            there = {name: path for name, path in self.bundles.items() if name not in self._broken}
+            self._infers = {
+                name: task for name, task in self._infers.items() if name in there and _has_weights(there[name])
+            }
+            self._trainers = {name: task for name, task in self._trainers.items() if name in there}
 
     def init_batch_infer(self) -> BatchTranslation:
         """The batch task."""
@@ -125,18 +173,27 @@ class TranslationApp(MONAILabelApp):
 
     def info(self) -> dict[str, Any]:
         """What the server offers."""
-        for name in self.bundles:
-            if name not in self._infers and _has_weights(self.bundles[name]):
-                self._infers[name] = TranslationTask(self.bundles[name], self.conf)
+        self.look_for_models()
         return super().info()
 
-    def infer(self, request: Mapping[str, Any], datastore: Any = None) -> dict[str, Any]:
+    def infer(
+        self,
+        request: Mapping[str, Any],
+        datastore: Any = None,
+        *,
+        upload: Path | None = None,
+        folder: Path | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
         """Translate one volume.
 
         Args:
             request: ``model``, ``image`` (its name in the datastore) and, optionally, ``device``,
                 ``result_extension``, ``save_label`` and ``label_tag``. What else a client sends is left aside.
             datastore: that the image is in; default the server's.
+            upload: translate this file or folder, and no image of the datastore.
+            folder: for the result; default that of temporary files.
+            progress: is told how far it is, and asked whether to go on.
 
         Returns:
             ``file`` and ``params`` (see `TranslationTask`), and ``label``, the name under which the result was kept if
@@ -144,25 +201,42 @@ class TranslationApp(MONAILabelApp):
 
         Raises:
             HTTPException: 400, 404, 409 or 422, saying what is wrong.
+            CancelledTranslationError: if ``progress`` says that the result is no longer wanted.
         """
         datastore = datastore or self.datastore()
-        task = self._task(request.get("model"))
-        save, tag = bool(request.get("save_label", False)), tag_of(request)
-        image = request.get("image")
-        path, known = self._find_image(image, datastore)
+        task, device, tag = self.check_infer(request)
+        path = str(upload) if upload else self._find_image(request.get("image"), datastore)
         with answering(422, path):
-            device = request_device(request.get("device"))
             result_suffix(request.get("result_extension"), path)
             if not os.path.isdir(path):
                 check_images([path])
         with answering(409, task.weights):
             task.prepare(device)
+        asked = {"image": path, "device": device, "result_extension": request.get("result_extension")}
         with answering(422, path, task.weights):
-            file, params = task({"image": path, "device": device, "result_extension": request.get("result_extension")})
+            file, params = task({**asked, "result_dir": folder and str(folder)}, progress=progress)
         label = file
-        if save and known:
-            label = datastore.save_label(image, file, tag, {"model": request["model"], "params": params})
+        if bool(request.get("save_label", False)) and not upload:
+            label = datastore.save_label(request["image"], file, tag, {"model": request["model"], "params": params})
         return {"label": label, "tag": tag, "file": file, "params": params}
+
+    def check_infer(self, request: Mapping[str, Any]) -> tuple[TranslationTask, str, str]:
+        """Check what can be checked before a translation has its turn.
+
+        Args:
+            request: see `infer`.
+
+        Returns:
+            The task, the device and the tag for a result that is kept.
+
+        Raises:
+            HTTPException: 400, 404, 409 or 422, saying what is wrong.
+        """
+        task, tag = self._task(request.get("model")), tag_of(request)
+        with answering(422):
+            device = request_device(request.get("device"))
+            result_suffix(request.get("result_extension"), "")
+        return task, device, tag
 
     def infer_wsi(self, request: Mapping[str, Any], datastore: Any = None) -> None:
         """Refused.
@@ -195,6 +269,7 @@ class TranslationApp(MONAILabelApp):
             given = {name: request[name] for name in ("device", "max_batch_size") if name in request}
             return {"model": model, "images": images, "label_tag": tag, **given}
         if method == "train":
+            self.look_for_models()
             if model not in self._trainers:
                 raise HTTPException(404, f"there is no training of {model!r}, expected one of {list(self._trainers)}")
             try:
@@ -215,49 +290,82 @@ class TranslationApp(MONAILabelApp):
             return {"model": model, **chosen}
         return dict(request)
 
+    def why_not_ready(self) -> list[str]:
+        """Why the server should not be sent requests now, without names and places; empty if it may."""
+        self.look_for_models()
+        faults = [task.fault for task in self._infers.values()]
+        reasons = []
+        if not faults:
+            reasons.append("no weights")
+        elif all(faults):
+            reasons.append("weights that cannot be used")
+        folders = [self._outputs] if self._trainers else []
+        if not self.studies.startswith(("http://", "https://")) and not settings.MONAI_LABEL_DATASTORE_READ_ONLY:
+            folders.append(Path(self.studies))
+        return reasons + find_obstacles(self.uploads or Path(tempfile.gettempdir()), folders, self._min_free)
+
     def on_init_complete(self) -> None:
-        """Put the guards up, once the server is there and before it answers."""
+        """Put the guards up, once the server is there and before it answers.
+
+        Raises:
+            ValueError: if it would let everybody in without anybody having said so.
+        """
+        check_listening(host_of_command(), self._token is not None, settings.MONAI_LABEL_AUTH_ENABLE, self._open)
         super().on_init_complete()
         # Uploads lie in a folder of their own, so that they can be told from other files.
-        self._uploads = Path(tempfile.mkdtemp(prefix="label-uploads-")).resolve()
-        tempfile.tempdir = str(self._uploads)
-        atexit.register(shutil.rmtree, self._uploads, ignore_errors=True)
-        guard_server(self._token)
+        self.uploads = Path(tempfile.mkdtemp(prefix="label-uploads-")).resolve()
+        tempfile.tempdir = str(self.uploads)
+        atexit.register(shutil.rmtree, self.uploads, ignore_errors=True)
+        local = isinstance(self.datastore(), LocalDatastore)
+        keep_names_out_of_logs(self.datastore().list_images if local else tuple)
+        guard_server(self, self._token, others=self._open)
         guard_tasks(self)
 
     def _task(self, model: Any) -> TranslationTask:
-        if model not in self.bundles:
+        self.look_for_models()
+        if not isinstance(model, str) or model not in self.bundles:
             raise HTTPException(404, f"there is no model {model!r}, expected one of {list(self.bundles)}")
         if not _has_weights(self.bundles[model]):
             raise HTTPException(
                 409, f"the bundle {model!r} has no weights yet: train it, or put them into its {WEIGHTS.as_posix()}"
             )
         if model not in self._infers:
-            self._infers[model] = TranslationTask(self.bundles[model], self.conf)
+            raise HTTPException(409, f"the bundle {model!r} cannot be used; the server's log says why")
         return self._infers[model]
 
-    def _find_image(self, image: Any, datastore: Any) -> tuple[str, bool]:
-        """Path of an image, and whether it is one of the datastore's."""
-        if is_name(image) and image:
-            try:
-                path = datastore.get_image_uri(image)
-            except Exception as error:  # whatever a DICOMweb server, its client and a conversion raise
-                logger.exception("no image %s", image)
-                raise HTTPException(404, f"image {image!r} could not be fetched from the studies: {error}") from error
-            if path and os.path.exists(path):
-                return path, True
+    def _find_image(self, image: Any, datastore: Any) -> str:
+        """Path of an image of the datastore."""
+        if not is_name(image) or not image:
+            raise HTTPException(400, f"image must be the name of an image in the studies, not a path, got {image!r}")
+        try:
+            path = datastore.get_image_uri(image)
+        except Exception as error:  # whatever a DICOMweb server, its client and a conversion raise
+            logger.exception("an image could not be fetched")
+            raise HTTPException(404, f"image {image!r} could not be fetched from the studies: {error}") from error
+        if not path or not os.path.exists(path):
             raise HTTPException(404, f"there is no image {image!r} in the studies")
-        sessions = Path(self._sessions.store_path).resolve() if self._sessions else None
-        if isinstance(image, str) and os.path.exists(image):
-            path = os.path.realpath(image)
-            if any(folder is not None and Path(path).is_relative_to(folder) for folder in (self._uploads, sessions)):
-                return path, False
-        raise HTTPException(400, f"image must be the name of an image in the studies, not a path, got {image!r}")
+        return path
 
 
 def _has_weights(bundle: Path) -> bool:
     return (bundle / WEIGHTS).is_file()
 
 
+def _trains(bundle: Path) -> bool:
+    return (bundle / "configs" / "train.json").is_file()
+
+
+def _number(name: str, conf: Mapping[str, str], default: float, kind: type, least: float) -> Any:
+    """A number out of the settings."""
+    try:
+        value = kind(conf.get(name) or default)
+    except ValueError:
+        value = None
+    if value is None or not least <= value < math.inf:
+        words = "a whole number" if kind is int else "a number"
+        raise ValueError(f"--conf {name} must be {words} of at least {least}, got {conf[name]!r}")
+    return value
+
+
 if __name__ == "__main__":
-    sys.exit("start it with: monailabel start_server --app pipeline/label_app --studies FOLDER --conf models reggan")
+    sys.exit("start it with: python -m pipeline.label_app.serve --studies FOLDER --models reggan")

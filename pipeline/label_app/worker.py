@@ -119,7 +119,8 @@ class Job:
         """Translate; returns how many seconds that took."""
         self._started = time.monotonic()
         work, self._work = self._work, None
-        result, fault = None, None
+        result: Any = None
+        fault: BaseException | None = None
         try:
             self.progress.check()
             result = self._context.run(work, self.progress)  # type: ignore[arg-type]
