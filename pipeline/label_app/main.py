@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import json
 import logging
 import os
 import shutil
 import sys
-import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import monailabel
 from fastapi import HTTPException
-from fastapi.responses import JSONResponse
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import DefaultLabelTag
-from monailabel.interfaces.exception import MONAILabelException
-from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 
-from pipeline.bundle import first_cause, project_dir
+from pipeline.bundle import project_dir
 from pipeline.data.checks import check_images
-from pipeline.label_app.access import Guard, is_name, read_token
+from pipeline.label_app.access import is_name, read_token
+from pipeline.label_app.answers import answering, tag_of
+from pipeline.label_app.batch import BatchTranslation
+from pipeline.label_app.guarding import guard_server, guard_tasks
 from pipeline.label_app.infer import WEIGHTS, TranslationTask, request_device, result_suffix
 from pipeline.label_app.train import TranslationTrainTask, training_settings
 
@@ -59,32 +55,6 @@ def find_bundles(names: str, folder: Path) -> dict[str, Path]:
     if unknown:
         raise ValueError(f"--conf models names {unknown}, expected bundles in {folder}: {there}")
     return {name: (folder / name).resolve() for name in asked}
-
-
-class BatchTranslation(BatchInferTask):
-    """MONAI Label's batch task, which goes on behind an image that cannot be translated."""
-
-    def __call__(self, request: dict[str, Any], datastore: Any, infer: Any) -> dict[str, Any]:
-        """Translate all images that the request means and keep the results in the datastore.
-
-        Raises:
-            HTTPException: 422, at the end, if some could not be translated; the message says which.
-        """
-        failed: dict[str, str] = {}
-
-        def translate(one: dict[str, Any], store: Any) -> dict[str, Any]:
-            try:
-                return infer(one, store)
-            except HTTPException as error:
-                failed[one["image"]] = error.detail
-                return {"error": error.detail}
-
-        # MONAI Label's defaults divide by the number of GPUs.
-        results = super().__call__({**request, "multi_gpu": False, "max_workers": 1}, datastore, translate)
-        if failed:
-            lines = "\n".join(f"- {image}: {reason}" for image, reason in failed.items())
-            raise HTTPException(422, f"{len(failed)} of {len(results)} images were not translated:\n{lines}")
-        return results
 
 
 class TranslationApp(MONAILabelApp):
@@ -177,17 +147,17 @@ class TranslationApp(MONAILabelApp):
         """
         datastore = datastore or self.datastore()
         task = self._task(request.get("model"))
-        save, tag = bool(request.get("save_label", False)), _tag(request)
+        save, tag = bool(request.get("save_label", False)), tag_of(request)
         image = request.get("image")
         path, known = self._find_image(image, datastore)
-        with _answering(422, path):
+        with answering(422, path):
             device = request_device(request.get("device"))
             result_suffix(request.get("result_extension"), path)
             if not os.path.isdir(path):
                 check_images([path])
-        with _answering(409, task.weights):
+        with answering(409, task.weights):
             task.prepare(device)
-        with _answering(422, path, task.weights):
+        with answering(422, path, task.weights):
             file, params = task({"image": path, "device": device, "result_extension": request.get("result_extension")})
         label = file
         if save and known:
@@ -218,7 +188,7 @@ class TranslationApp(MONAILabelApp):
         model = request.get("model")
         if method == "batch_infer":
             self._task(model)
-            tag = _tag(request)
+            tag = tag_of(request)
             images = request.get("images", "all")
             if isinstance(images, list) and not all(is_name(image) for image in images):
                 raise HTTPException(400, f"images must be names of images in the studies, not paths, got {images}")
@@ -239,7 +209,7 @@ class TranslationApp(MONAILabelApp):
                     f"labels with the tag '{DefaultLabelTag.FINAL.value}'",
                 )
             trainer = self._trainers[model]
-            with _answering(409, trainer.weights):
+            with answering(409, trainer.weights):
                 trainer.check_start(chosen)
             chosen["tracking"] = "mlflow" if chosen["tracking"] else "None"
             return {"model": model, **chosen}
@@ -252,8 +222,8 @@ class TranslationApp(MONAILabelApp):
         self._uploads = Path(tempfile.mkdtemp(prefix="label-uploads-")).resolve()
         tempfile.tempdir = str(self._uploads)
         atexit.register(shutil.rmtree, self._uploads, ignore_errors=True)
-        _guard_server(self._token)
-        _guard_tasks(self)
+        guard_server(self._token)
+        guard_tasks(self)
 
     def _task(self, model: Any) -> TranslationTask:
         if model not in self.bundles:
@@ -287,98 +257,6 @@ class TranslationApp(MONAILabelApp):
 
 def _has_weights(bundle: Path) -> bool:
     return (bundle / WEIGHTS).is_file()
-
-
-def _tag(request: Mapping[str, Any]) -> str:
-    """The tag to keep results under; not one that leads elsewhere, nor the one that marks what training learns from."""
-    tag = request.get("label_tag") or DefaultLabelTag.ORIGINAL
-    tag = tag.value if isinstance(tag, DefaultLabelTag) else tag
-    if not is_name(tag):
-        raise HTTPException(400, f"label_tag must be a plain name, got {tag!r}")
-    if tag == DefaultLabelTag.FINAL.value:
-        raise HTTPException(
-            400, f"label_tag must not be '{tag}': training would take translated volumes for real ones; use 'original'"
-        )
-    return tag
-
-
-@contextmanager
-def _answering(status: int, *paths: str | Path) -> Iterator[None]:
-    """Answer with a status where a value is wrong, without the folders of paths: a client need not know them."""
-    try:
-        yield
-    except (ValueError, TypeError, RuntimeError) as error:
-        cause = first_cause(error)
-        if not isinstance(cause, ValueError):
-            raise
-        text = str(cause)
-        for path in paths:
-            text = text.replace(os.path.dirname(path) + os.sep, "")
-        raise HTTPException(status, text) from error
-
-
-def _guard_server(token: str | None) -> None:
-    """Put the guard in front of the running server.
-
-    MONAI Label builds its server before it reads any app, and lets every origin in where none is listed.
-    """
-    from monailabel.app import app as server
-    from monailabel.endpoints.user import auth
-
-    if isinstance(server.middleware_stack, Guard):
-        return
-    if hasattr(tarfile, "data_filter"):  # archives of sessions must not unpack to elsewhere
-        tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
-    server.add_exception_handler(json.JSONDecodeError, _answer_bad_json)
-    server.add_exception_handler(MONAILabelException, _answer_unknown)
-    for kind in (tarfile.TarError, shutil.ReadError):
-        server.add_exception_handler(kind, _answer_bad_archive)
-    if settings.MONAI_LABEL_AUTH_ENABLE:
-        # PyJWT wants to be told what it may accept; without it MONAI Label refuses every token.
-        auth.jwt = SimpleNamespace(decode=functools.partial(auth.jwt.decode, algorithms=["RS256"]))
-    origins = [str(origin) for origin in settings.MONAI_LABEL_CORS_ORIGINS]
-    if not origins:
-        server.user_middleware = [entry for entry in server.user_middleware if "CORS" not in entry.cls.__name__]
-    server.middleware_stack = Guard(
-        server.build_middleware_stack(), token, origins, others=settings.MONAI_LABEL_AUTH_ENABLE
-    )
-
-
-async def _answer_bad_json(request: Any, error: Exception) -> JSONResponse:
-    return JSONResponse({"detail": f"params must be JSON: {error}"}, 400)
-
-
-async def _answer_bad_archive(request: Any, error: Exception) -> JSONResponse:
-    return JSONResponse({"detail": f"the archive cannot be unpacked: {error}"}, 400)
-
-
-async def _answer_unknown(request: Any, error: Exception) -> JSONResponse:
-    return JSONResponse({"detail": str(getattr(error, "msg", error))}, 404)
-
-
-def _guard_tasks(app: TranslationApp) -> None:
-    """Check background tasks before they start; MONAI Label starts whatever it is told and lets it fail."""
-    from monailabel.utils.async_tasks.task import AsyncTask
-    from monailabel.utils.async_tasks.utils import tasks
-
-    start = AsyncTask.run
-
-    def run(
-        method: str,
-        request: dict[str, Any] | None = None,
-        params: dict[str, Any] | None = None,
-        force_sync: bool = False,
-        enqueue: bool = False,
-    ) -> Any:
-        if force_sync and method == "train":
-            raise HTTPException(400, "run_sync is not offered for training: ask GET /train/ how far it is")
-        checked = app.check_task(method, {**(params or {}), **(request or {})})
-        # MONAI Label looks at processes, and has none yet for a task that was submitted just now.
-        if not enqueue and any(task["status"] in ("SUBMITTED", "RUNNING") for task in tasks(method)):
-            return None, f"a task of the kind {method} is running already"
-        return start(method, checked, {}, force_sync, enqueue)
-
-    AsyncTask.run = staticmethod(run)
 
 
 if __name__ == "__main__":

@@ -124,11 +124,12 @@ def start_server(
     ) -> Server:
         folder = tmp_path_factory.mktemp("server")
         port, log = free_port(), folder / "log.txt"
-        command = [Path(sys.executable).with_name("monailabel"), "start_server", "--app", app, "--studies", studies]
+        command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", app, "--studies", studies]
         command += ["--host", host, "--port", port, *options]
         variables = {
             **os.environ,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # its script runs "python"
+            # The checkout that these tests are of, wherever the environment was made for.
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
             "HOME": str(folder),  # MONAI Label keeps sessions and fetched images there
             "OMP_NUM_THREADS": "1",
             "http_proxy": "http://127.0.0.1:9",  # whoever asks the internet shall fail at once
