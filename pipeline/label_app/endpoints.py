@@ -34,11 +34,11 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import MONAILabelException
 from monailabel.utils.async_tasks.task import AsyncTask
 from monailabel.utils.async_tasks.utils import run_background_task, tasks
-from monailabel.utils.others.generic import file_checksum, get_mime_type, remove_file
+from monailabel.utils.others.generic import file_checksum, get_mime_type
 from pydantic import StringConstraints
-from starlette.background import BackgroundTask
 
 from pipeline.files import replacing
+from pipeline.label_app.access import Message, Receive, Send
 from pipeline.label_app.bodies import file_of, form_of, name_in, object_in, object_of, refusing
 from pipeline.label_app.limits import LARGEST_INFO, one_line
 from pipeline.label_app.proxy import ProxyError, allowed_path, allowed_query, fetch
@@ -321,9 +321,7 @@ class Images:
         except BaseException:
             os.unlink(path)
             raise
-        return FileResponse(
-            path, media_type="application/zip", filename="dataset.zip", background=BackgroundTask(remove_file, path)
-        )
+        return PassingResponse(path, media_type="application/zip", filename="dataset.zip")
 
     def _update(self, about: dict[str, Any], user: User, image: str, tag: str | None = None) -> Any:
         self._known(image)
@@ -367,6 +365,18 @@ class Images:
     def _refuse_dicom(self) -> None:
         if isinstance(self.app.datastore(), DICOMWebDatastore):
             raise HTTPException(400, "the studies are those of a DICOM server: change them there")
+
+
+class PassingResponse(FileResponse):
+    """Sends a file that is gone afterwards, whatever becomes of the client and whatever part of it is asked for."""
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Send, and clean up."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path)
 
 
 class Sessions:

@@ -33,7 +33,7 @@ from pipeline.label_app.infer import WEIGHTS, TranslationTask, request_device, r
 from pipeline.label_app.journal import keep_names_out_of_logs
 from pipeline.label_app.limits import LARGEST_INFO, one_line
 from pipeline.label_app.listening import auth_is_off, check_listening, host_of_command
-from pipeline.label_app.studies import Studies
+from pipeline.label_app.studies import AnyImage, Studies
 from pipeline.label_app.train import TranslationTrainTask, training_settings
 from pipeline.label_app.uploads import DEFAULT_LIMIT, Uploads, check_volume
 from pipeline.label_app.worker import LONGEST_QUEUE, Progress, TranslationQueue
@@ -165,6 +165,10 @@ class TranslationApp(MONAILabelApp):
                 name: task for name, task in self._infers.items() if name in there and _has_weights(there[name])
             }
             self._trainers = {name: task for name, task in self._trainers.items() if name in there}
+
+    def init_strategies(self) -> dict[str, Any]:
+        """The one way to choose an image without a target."""
+        return {"random": AnyImage()}
 
     def init_batch_infer(self) -> BatchTranslation:
         """The batch task."""

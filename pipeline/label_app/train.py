@@ -27,6 +27,9 @@ STATS_FILE = "label_stats.json"
 DEFAULTS: dict[str, Any] = {"max_epochs": 11, "val_split": 0.2, "noise_level": 0, "pretrained": True}
 """Settings of a training that a client may give, beside ``device`` and ``tracking``."""
 
+MOST_EPOCHS = 100_000
+"""That a client may ask for."""
+
 
 def training_settings(request: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a training out of a client's request; what else is in there is left aside.
@@ -36,8 +39,8 @@ def training_settings(request: Mapping[str, Any]) -> dict[str, Any]:
     """
     settings = {name: request.get(name, default) for name, default in DEFAULTS.items()}
     epochs, split, noise = settings["max_epochs"], settings["val_split"], settings["noise_level"]
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-        raise ValueError(f"max_epochs must be a whole number of at least 1, got {epochs!r}")
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or not 1 <= epochs <= MOST_EPOCHS:
+        raise ValueError(f"max_epochs must be a whole number in [1, {MOST_EPOCHS}], got {epochs!r}")
     if isinstance(split, bool) or not isinstance(split, int | float) or not 0 < split < 1:
         raise ValueError(f"val_split must lie in (0, 1), got {split!r}")
     if isinstance(noise, bool) or not isinstance(noise, int) or not 0 <= noise <= 5:

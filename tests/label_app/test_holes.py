@@ -323,7 +323,7 @@ def test_heads_and_what_has_no_body(ward):
         assert ward.server.request("HEAD", "/datastore/image", params=params).status_code == status
     assert ward.server.request("DELETE", "/train/").json() is None
     assert ward.server.request("DELETE", "/batch/infer").json() is None
-    assert ward.server.request("POST", "/activelearning/random").json()["id"] == "ras"
+    assert ward.server.request("POST", "/activelearning/random").status_code == 200
 
 
 def test_garbage_does_not_replace_good_weights(ward, volume, tmp_path):
