@@ -17,7 +17,7 @@ from monailabel.interfaces.exception import MONAILabelException
 from pipeline.label_app.access import Guard
 from pipeline.label_app.health import LIVE, READY, Health
 from pipeline.label_app.journal import Journal
-from pipeline.label_app.routes import make_router
+from pipeline.label_app.translating import make_router
 
 
 def guard_server(app: Any, token: str | None, others: bool = False) -> None:

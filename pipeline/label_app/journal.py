@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from pipeline.label_app.access import App, Message, Receive, Send
+from pipeline.label_app.limits import clean_logs
 
 Templates = Callable[[Message], tuple[str | None, Mapping[str, str]]]
 QUIET = ("monailabel", "task_batch_infer", "filelock", "watchdog")
@@ -26,7 +27,6 @@ request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", d
 _SOUND_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _WORD = re.compile(r"[^\s/\\\"'`,;:()\[\]{}<>|=]+")
 _UID = re.compile(r"\b\d+(?:\.\d+){5,}\b")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 _LOOSE = re.compile(r"[\s/\\\"'`,;:()\[\]{}<>|=]")
 
 logger = logging.getLogger(__name__)
@@ -71,10 +71,7 @@ class Pseudonyms:
 
 
 class Discretion(logging.Filter):
-    """Makes every record fit to be read by others: no names, the request's id in front, one line that cannot be forged.
-
-    What a client sent may hold line ends and escape codes: the second line of a message and those that follow begin
-    with a bar, and control characters are written as codes.
+    """Puts the request's id in front of a message, and takes the names out of it.
 
     Args:
         pseudonyms: for the names.
@@ -88,18 +85,13 @@ class Discretion(logging.Filter):
         """Change the record; let it pass."""
         if getattr(record, "discreet", False):  # two handlers share a record
             return True
-        text = self._clean(record.getMessage())
-        current = request_id.get()
+        text, current = self._pseudonyms.hide(record.getMessage()), request_id.get()
         record.msg, record.args = f"[{current}] {text}" if current else text, ()
         if record.exc_info and not record.exc_text:
-            record.exc_text = self._clean(logging.Formatter().formatException(record.exc_info))
-        record.exc_info = None if record.exc_text else record.exc_info
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+        record.exc_text = self._pseudonyms.hide(record.exc_text) if record.exc_text else None
         record.discreet = True
         return True
-
-    def _clean(self, text: str) -> str:
-        text = self._pseudonyms.hide(text).replace("\r\n", "\n").replace("\n", "\n  | ")
-        return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
 
 
 def keep_names_out_of_logs(names: Callable[[], Collection[str]]) -> Pseudonyms:
@@ -117,6 +109,7 @@ def keep_names_out_of_logs(names: Callable[[], Collection[str]]) -> Pseudonyms:
     loggers = [logging.getLogger(name) for name in (None, *logging.root.manager.loggerDict)]
     for handler in {handler for logger in loggers for handler in logger.handlers}:
         handler.addFilter(discretion)
+    clean_logs()
     return pseudonyms
 
 
