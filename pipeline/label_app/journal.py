@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from pipeline.label_app.access import App, Message, Receive, Send
-from pipeline.label_app.limits import clean_logs
+from pipeline.label_app.limits import LONGEST_NAME, clean_logs
 
 Templates = Callable[[Message], tuple[str | None, Mapping[str, str]]]
 QUIET = ("monailabel", "task_batch_infer", "filelock", "watchdog")
@@ -54,13 +54,13 @@ class Pseudonyms:
 
     def hide(self, text: str) -> str:
         """A text without names of images and without DICOM UIDs."""
-        names = self._names()
+        names = set(self._names())
         for name in sorted((name for name in names if _LOOSE.search(name) and name in text), key=len, reverse=True):
             text = text.replace(name, self.of(name))
 
         def hide_word(match: re.Match[str]) -> str:
             word = match.group()
-            for end in range(len(word), 0, -1):  # name, name.nii, name.nii.gz
+            for end in range(min(len(word), 2 * LONGEST_NAME), 0, -1):  # name, name.nii, name.nii.gz
                 if (end == len(word) or not word[end].isalnum()) and word[:end] in names:
                     return self.of(word[:end]) + word[end:]
             return word

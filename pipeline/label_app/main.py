@@ -108,6 +108,8 @@ class TranslationApp(MONAILabelApp):
         self._trainers: dict[str, Any]
         self._outputs = Path(conf.get("output_dir") or project_dir() / "outputs" / "label").expanduser().absolute()
         self.uploads: Path | None = None
+        if "monailabel.app" in sys.modules:  # the server, not the process of a batch, whose last lines a client may see
+            keep_names_out_of_logs(self._image_names)
         super().__init__(
             app_dir=app_dir,
             studies=studies,
@@ -116,6 +118,11 @@ class TranslationApp(MONAILabelApp):
             description="Translates one modality into another with bundles trained on misaligned pairs",
             version=monailabel.__version__,
         )
+
+    def _image_names(self) -> list[str]:
+        """Names of the images in the folder of the studies; a DICOM server has numbers, and is not asked."""
+        store = self.__dict__.get("_datastore")
+        return store.list_images() if isinstance(store, LocalDatastore) else []
 
     def init_infers(self) -> dict[str, Any]:
         """A task for every bundle that has weights."""
@@ -316,8 +323,6 @@ class TranslationApp(MONAILabelApp):
         self.uploads = Path(tempfile.mkdtemp(prefix="label-uploads-")).resolve()
         tempfile.tempdir = str(self.uploads)
         atexit.register(shutil.rmtree, self.uploads, ignore_errors=True)
-        local = isinstance(self.datastore(), LocalDatastore)
-        keep_names_out_of_logs(self.datastore().list_images if local else tuple)
         guard_server(self, self._token, others=self._open)
         guard_tasks(self)
 
