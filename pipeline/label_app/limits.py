@@ -1,9 +1,8 @@
-"""What a client may send: plain names, strict JSON, bounded sizes; and log lines that nobody can forge."""
+"""What a client may send: plain names, strict JSON and bounded sizes; needs nothing of MONAI Label."""
 
 from __future__ import annotations
 
 import json
-import logging
 import unicodedata
 from typing import Any
 
@@ -114,31 +113,3 @@ def _check_json(value: Any, what: str, depth: int) -> None:
     elif isinstance(value, list):
         for item in value:
             _check_json(item, what, depth + 1)
-
-
-class CleanLines(logging.Filter):
-    """Makes one line of every message, without control characters, whoever's words are in it.
-
-    Lines of a trace are set in, so that none of them looks like an entry of its own.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Clean a record; it is always kept."""
-        try:
-            message = record.getMessage()
-        except Exception:  # logging itself prints those and goes on
-            message = str(record.msg)
-        record.msg, record.args = one_line(message, 20000), None
-        if record.exc_info and not record.exc_text:
-            record.exc_text = logging.Formatter().formatException(record.exc_info)
-        if record.exc_text and not record.exc_text.startswith("    | "):
-            record.exc_text = "\n".join(f"    | {one_line(line, 2000)}" for line in record.exc_text.splitlines())
-        return True
-
-
-def clean_logs() -> None:
-    """Put `CleanLines` on every handler that the server's loggers have."""
-    loggers = [logging.getLogger(), *(logging.getLogger(name) for name in list(logging.Logger.manager.loggerDict))]
-    for handler in {handler for logger in loggers for handler in logger.handlers}:
-        if not any(isinstance(one, CleanLines) for one in handler.filters):
-            handler.addFilter(CleanLines())

@@ -27,19 +27,31 @@ from pipeline.data.checks import check_images
 from pipeline.label_app.access import is_name, read_token
 from pipeline.label_app.answers import answering, tag_of
 from pipeline.label_app.batch import BatchTranslation
-from pipeline.label_app.guarding import guard_server, guard_tasks
+from pipeline.label_app.guarding import guard_server
 from pipeline.label_app.health import LEAST_FREE_GB, find_obstacles
 from pipeline.label_app.infer import WEIGHTS, TranslationTask, request_device, result_suffix
 from pipeline.label_app.journal import keep_names_out_of_logs
+from pipeline.label_app.limits import LARGEST_INFO, one_line
 from pipeline.label_app.listening import auth_is_off, check_listening, host_of_command
+from pipeline.label_app.studies import Studies
 from pipeline.label_app.train import TranslationTrainTask, training_settings
+from pipeline.label_app.uploads import DEFAULT_LIMIT, Uploads, check_volume
 from pipeline.label_app.worker import LONGEST_QUEUE, Progress, TranslationQueue
 
-SETTINGS = ("models", "bundles", "output_dir", "token_file", "auth", "queue", "min_free_gb", "tracking_uri")
+SETTINGS = (
+    *("models", "bundles", "output_dir", "token_file", "auth", "auth_issuer", "auth_audience"),
+    *("queue", "min_free_gb", "max_volume_mb", "tracking_uri"),
+)
 """What ``--conf NAME VALUE`` can set."""
 
 ALL = "all"
 """In place of names of models: whatever bundles lie in the folder, those that come later, too."""
+
+WHICH_IMAGES = (ALL, "labeled", "unlabeled")
+"""Words for the images that a batch translates."""
+
+MOST_IMAGES = 1000
+"""That a batch can be told by their names."""
 
 FEWEST_PAIRS = 2
 """Pairs that a training needs: one to train on and one to validate."""
@@ -79,12 +91,14 @@ class TranslationApp(MONAILabelApp):
         studies: folder of the images, with the target volumes in ``labels/final``; or the address of a DICOMweb server.
         conf: ``models`` (names of the bundles, by commas, or ``all``) and, optionally, ``bundles`` (their folder),
             ``output_dir`` (for what trainings write), ``token_file``, ``auth`` (``off`` to serve everybody), ``queue``
-            (how many translations may wait or run), ``min_free_gb`` (below which the server is not ready) and
-            ``tracking_uri``.
+            (how many translations may wait or run), ``min_free_gb`` (below which the server is not ready),
+            ``max_volume_mb`` (of a volume in float32), ``auth_issuer`` and ``auth_audience`` (that tokens of MONAI
+            Label's own login have to name) and ``tracking_uri``.
 
     Attributes:
         bundles: folder of each bundle by its name.
         queue: of the translations that clients wait for.
+        limit: megabytes that a volume may have in float32.
         uploads: folder for what is sent and what is answered; None before the server runs.
 
     Raises:
@@ -100,6 +114,7 @@ class TranslationApp(MONAILabelApp):
         self._open = auth_is_off(conf.get("auth"))
         self.queue = TranslationQueue(_number("queue", conf, LONGEST_QUEUE, int, 1))
         self._min_free = int(_number("min_free_gb", conf, LEAST_FREE_GB, float, 0) * 1e9)
+        self.limit = _number("max_volume_mb", conf, DEFAULT_LIMIT, int, 1)
         self._folder = Path(conf.get("bundles") or project_dir() / "bundles").expanduser()
         self.bundles = find_bundles(conf.get("models", ""), self._folder)
         self._bundles_lock = threading.Lock()
@@ -162,6 +177,41 @@ class TranslationApp(MONAILabelApp):
         """The batch task."""
         return BatchTranslation()
 
+    def init_datastore(self) -> Any:
+        """The folder of studies, or what MONAI Label makes of a server's address."""
+        if self.studies.startswith(("http://", "https://")):
+            return super().init_datastore()
+        return Studies(
+            self.studies,
+            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+        )
+
+    @property
+    def studies_folder(self) -> str:
+        """Folder of the studies, or of what was fetched of them."""
+        return os.path.realpath(self.datastore()._datastore_path)
+
+    @property
+    def strategies(self) -> list[str]:
+        """Names of the ways to choose an image without a target."""
+        return list(self._strategies)
+
+    def weights_of(self, model: str) -> Path:
+        """Where the weights of a bundle are, or are to be."""
+        return self.bundles[model] / WEIGHTS
+
+    def train_stats(self, model: str) -> dict[str, Any]:
+        """How far the training of a bundle is, or how the last one ended."""
+        return self._trainers[model].stats() if model in self._trainers else {}
+
+    def own_folders(self) -> list[str]:
+        """Folders that no client needs to know."""
+        folders = [self.studies_folder, self.app_dir, self._outputs, *self.bundles.values(), *sys.path, sys.prefix]
+        folders += [*(path.parent for path in self.bundles.values()), project_dir(), Path.home()]
+        folders += [self.studies, *([self.uploads] if self.uploads else []), tempfile.gettempdir()]
+        return [str(folder).rstrip(os.sep) for folder in folders if len(str(folder)) > 1]
+
     def _init_dicomweb_datastore(self) -> Any:
         """The series that a DICOMweb server has of the modality that the first bundle translates."""
         default = type(settings).model_fields["MONAI_LABEL_DICOMWEB_SEARCH_FILTER"].default  # CT, whatever is served
@@ -215,7 +265,8 @@ class TranslationApp(MONAILabelApp):
         path = str(upload) if upload else self._find_image(request.get("image"), datastore)
         with answering(422, path):
             result_suffix(request.get("result_extension"), path)
-            if not os.path.isdir(path):
+            if not os.path.isdir(path):  # the series of a DICOM server, as it was fetched
+                check_volume(path, self.limit, None if upload else self.studies_folder)
                 check_images([path])
         with answering(409, task.weights):
             task.prepare(device)
@@ -270,11 +321,12 @@ class TranslationApp(MONAILabelApp):
         if method == "batch_infer":
             self._task(model)
             tag = tag_of(request)
-            images = request.get("images", "all")
-            if isinstance(images, list) and not all(is_name(image) for image in images):
-                raise HTTPException(400, f"images must be names of images in the studies, not paths, got {images}")
-            given = {name: request[name] for name in ("device", "max_batch_size") if name in request}
-            return {"model": model, "images": images, "label_tag": tag, **given}
+            images = self._check_images(request.get("images", ALL))
+            size = request.get("max_batch_size", 0)
+            if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MOST_IMAGES:
+                raise HTTPException(400, f"max_batch_size must be a whole number in [0, {MOST_IMAGES}], got {size!r}")
+            given = {"device": self._check_device(request)} if request.get("device") else {}
+            return {"model": model, "images": images, "label_tag": tag, "max_batch_size": size, **given}
         if method == "train":
             self.look_for_models()
             if model not in self._trainers:
@@ -296,6 +348,28 @@ class TranslationApp(MONAILabelApp):
             chosen["tracking"] = "mlflow" if chosen["tracking"] else "None"
             return {"model": model, **chosen}
         return dict(request)
+
+    def _check_device(self, request: Mapping[str, Any]) -> str:
+        with answering(422):
+            return request_device(request["device"])
+
+    def _check_images(self, images: Any) -> Any:
+        """Which images a batch means, said without a doubt: otherwise it might be all."""
+        if isinstance(images, str) and images in WHICH_IMAGES:
+            return images
+        if not isinstance(images, list) or not images or not all(is_name(image) for image in images):
+            raise HTTPException(
+                400,
+                f"images must be one of {', '.join(WHICH_IMAGES)}, or a list of names of images in the studies, not of "
+                f"paths, got {one_line(repr(images), 200)}",
+            )
+        if len(images) > MOST_IMAGES or sum(len(image.encode()) for image in images) > LARGEST_INFO:
+            raise HTTPException(400, f"images must be at most {MOST_IMAGES} names, got {len(images)}; use '{ALL}'")
+        there = set(self.datastore().list_images())
+        unknown = [image for image in images if image not in there]
+        if unknown:
+            raise HTTPException(404, f"images names {one_line(unknown[:5], 200)}, which are not in the studies")
+        return list(dict.fromkeys(images))
 
     def why_not_ready(self) -> list[str]:
         """Why the server should not be sent requests now, without names and places; empty if it may."""
@@ -319,12 +393,10 @@ class TranslationApp(MONAILabelApp):
         """
         check_listening(host_of_command(), self._token is not None, settings.MONAI_LABEL_AUTH_ENABLE, self._open)
         super().on_init_complete()
-        # Uploads lie in a folder of their own, so that they can be told from other files.
         self.uploads = Path(tempfile.mkdtemp(prefix="label-uploads-")).resolve()
-        tempfile.tempdir = str(self.uploads)
         atexit.register(shutil.rmtree, self.uploads, ignore_errors=True)
-        guard_server(self, self._token, others=self._open)
-        guard_tasks(self)
+        login = self.conf.get("auth_issuer") or None, self.conf.get("auth_audience") or None
+        guard_server(self, Uploads(self.uploads, self.limit), self._token, self._open, *login)
 
     def _task(self, model: Any) -> TranslationTask:
         self.look_for_models()

@@ -12,49 +12,32 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, File, Form, HTTPException, Request, UploadFile
+from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse, Response
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.utils.others.generic import get_mime_type
+from pydantic import StringConstraints
 from requests_toolbelt import MultipartEncoder
 
-from pipeline.data.datalist import IMAGE_SUFFIXES
 from pipeline.label_app.access import Message
+from pipeline.label_app.bodies import Sent, file_of, form_of, name_in, object_of, refusing
+from pipeline.label_app.endpoints import session_image
 from pipeline.label_app.journal import CLIENT_CLOSED_REQUEST, request_id
+from pipeline.label_app.uploads import Uploads
 from pipeline.label_app.worker import CancelledTranslationError, Job, Progress, QueueFullError, TranslationQueue
 
 CurrentUser = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
-Saver = Callable[[UploadFile, Path], Path]
+Text = Annotated[str, StringConstraints(max_length=200)]
 
 
-def save_upload(upload: UploadFile, folder: Path) -> Path:
-    """Write what a client sent into a folder, under a name of ours.
-
-    Args:
-        upload: of the client.
-        folder: an empty one.
-
-    Raises:
-        HTTPException: 400, if its name says of no format that is read.
-    """
-    name = (upload.filename or ".nii.gz").lower()
-    suffix = next((suffix for suffix in sorted(IMAGE_SUFFIXES, key=len, reverse=True) if name.endswith(suffix)), None)
-    if suffix is None:
-        raise HTTPException(400, f"the file's name must end in one of {', '.join(IMAGE_SUFFIXES)}")
-    path = folder / f"upload{suffix}"
-    with path.open("xb") as file:
-        shutil.copyfileobj(upload.file, file, 1 << 20)
-    return path
-
-
-def make_router(app: Any, save: Saver = save_upload) -> APIRouter:
+def make_router(app: Any, uploads: Uploads) -> APIRouter:
     """The routes of translation and of its queue.
 
     Args:
         app: the app, see `pipeline.label_app.main.TranslationApp`.
-        save: writes an upload into a folder and returns its path.
+        uploads: what clients send.
     """
     router = APIRouter(tags=["Infer"])
 
@@ -62,35 +45,39 @@ def make_router(app: Any, save: Saver = save_upload) -> APIRouter:
     async def translate(
         request: Request,
         user: CurrentUser,
-        model: str,
-        image: str = "",
-        session_id: str = "",
-        params: Annotated[str, Form()] = "{}",
-        file: Annotated[UploadFile | None, File()] = None,
+        model: Text,
+        image: Text = "",
+        session_id: Text = "",
         output: Literal["image", "json", "all"] | None = None,
     ) -> Response:
-        asked = {"image": image, **_settings(params), "model": model}
-        if not (file or session_id or asked["image"]):
-            raise HTTPException(400, "image, session_id or a file is needed: none was given")
+        async with form_of(request) as form:
+            wanted = object_of(form, "params")
+            file = file_of(form, "file", needed=False)
+            return await answer(request, user.username, _asked(wanted, model, image, session_id, file), file, output)
+
+    async def answer(
+        request: Request, user: str, asked: dict[str, Any], file: Sent | None, output: str | None
+    ) -> Response:
+        session_id = asked.pop("session_id")
         _, device, _ = await run_in_threadpool(app.check_infer, asked)
         folder = Path(await run_in_threadpool(tempfile.mkdtemp, prefix="translation-", dir=app.uploads))
         kept = False
         try:
-            upload = await run_in_threadpool(_source, app, save, file, session_id, folder)
+            upload = await run_in_threadpool(_source, app, uploads, file, session_id, folder)
 
             def work(progress: Progress) -> dict[str, Any]:
                 return app.infer(asked, upload=upload, folder=folder, progress=progress)
 
             try:
-                job = app.queue.submit(request_id.get(), work, model, device, user.username)
+                job = app.queue.submit(request_id.get(), work, asked["model"], device, user)
             except QueueFullError as error:
                 raise HTTPException(503, str(error), {"Retry-After": str(error.retry_after)}) from None
             except ValueError as error:
                 raise HTTPException(409, str(error)) from None
             result = await _wait(job, app.queue, request)
-            answer = await run_in_threadpool(_answer, result, output, folder)
-            kept = isinstance(answer, FolderResponse)
-            return answer
+            response = await run_in_threadpool(_answer, result, output, folder)
+            kept = isinstance(response, FolderResponse)
+            return response
         finally:
             if not kept:
                 await asyncio.shield(run_in_threadpool(shutil.rmtree, folder, ignore_errors=True))
@@ -147,34 +134,32 @@ class FolderResponse(FileResponse):
             await asyncio.shield(run_in_threadpool(shutil.rmtree, self._folder, ignore_errors=True))
 
 
-def _settings(params: str) -> dict[str, Any]:
-    """What the form's field ``params`` holds.
+def _asked(wanted: Mapping[str, Any], model: str, image: str, session_id: str, file: Sent | None) -> dict[str, Any]:
+    """The request for a translation, of one volume.
 
     Raises:
-        HTTPException: 400, if that is no JSON object.
+        HTTPException: 400, if none is named, or several are.
     """
-    try:
-        given = json.loads(params or "{}")
-    except ValueError as error:
-        raise HTTPException(400, f"params must be JSON: {error}") from error
-    if not isinstance(given, dict):
-        raise HTTPException(400, f"params must be a JSON object, got {type(given).__name__}")
-    return given
+    named = wanted.get("image")
+    if named is not None:
+        name_in(named, "image, the name of an image in the studies,")
+        if image and image != named:
+            raise HTTPException(400, f"image is given twice: {image!r} in the address and {named!r} in params")
+    image = named or image
+    if bool(image) + bool(session_id) + (file is not None) != 1:
+        raise HTTPException(400, "one of these is needed: image, session_id or a file in the form")
+    return {**wanted, "model": model, "image": image, "session_id": session_id}
 
 
-def _source(app: Any, save: Saver, file: UploadFile | None, session_id: str, folder: Path) -> Path | None:
+def _source(app: Any, uploads: Uploads, file: Sent | None, session_id: str, folder: Path) -> Path | None:
     """What to translate instead of an image of the studies: the upload, or the volume of a session."""
     if file:
         try:
-            return save(file, folder)
+            with refusing(400):
+                return uploads.save(file.stream, file.name, folder)
         finally:
-            file.file.close()  # it would take up as much disk again for as long as the translation waits
-    if session_id:
-        session = app.sessions().get_session(session_id) if app.sessions() else None
-        if session is None or not os.path.exists(session.image):
-            raise HTTPException(404, f"there is no session {session_id!r}")
-        return Path(session.image)
-    return None
+            file.stream.close()  # it would take up as much disk again for as long as the translation waits
+    return session_image(app, session_id, uploads.limit) if session_id else None
 
 
 async def _wait(job: Job, queue: TranslationQueue, request: Request) -> dict[str, Any]:

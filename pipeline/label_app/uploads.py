@@ -15,7 +15,6 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,36 +32,21 @@ _SLACK = 1 << 16  # bytes behind the voxels, such as padding
 _NIFTI_SIZES = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8}
 _META_SIZES = {
     **{"MET_CHAR": 1, "MET_UCHAR": 1, "MET_SHORT": 2, "MET_USHORT": 2, "MET_INT": 4, "MET_UINT": 4},
-    **{"MET_LONG": 8, "MET_ULONG": 8, "MET_LONG_LONG": 8, "MET_ULONG_LONG": 8, "MET_FLOAT": 4, "MET_DOUBLE": 8},
+    **{"MET_LONG": 4, "MET_ULONG": 4, "MET_LONG_LONG": 8, "MET_ULONG_LONG": 8, "MET_FLOAT": 4, "MET_DOUBLE": 8},
 }
 _NRRD_SIZES = {
-    size: names
-    for size, names in (
-        (1, "signed char,int8,int8_t,uchar,unsigned char,uint8,uint8_t"),
-        (2, "short,short int,signed short,signed short int,int16,int16_t,ushort,unsigned short,unsigned short int,"),
-        (4, "int,signed int,int32,int32_t,uint,unsigned int,uint32,uint32_t,float"),
-        (8, "longlong,long long,long long int,int64,int64_t,ulonglong,unsigned long long,uint64,uint64_t,double"),
-    )
+    1: "signed char,int8,int8_t,uchar,unsigned char,uint8,uint8_t",
+    2: "short,short int,signed short,signed short int,int16,int16_t,"
+    "ushort,unsigned short,unsigned short int,uint16,uint16_t",
+    4: "int,signed int,int32,int32_t,uint,unsigned int,uint32,uint32_t,float",
+    8: "longlong,long long,long long int,signed long long,signed long long int,int64,int64_t,"
+    "ulonglong,unsigned long long,unsigned long long int,uint64,uint64_t,double",
 }
-_NRRD_TYPES = {name: size for size, names in _NRRD_SIZES.items() for name in names.split(",") if name} | {
-    "uint16": 2,
-    "uint16_t": 2,
-}
+_NRRD_TYPES = {name: size for size, names in _NRRD_SIZES.items() for name in names.split(",")}
 
 
 class VolumeFileError(ValueError):
     """A file is not taken as a volume; the message says why, without the folders that it lies in."""
-
-
-@dataclass(frozen=True)
-class Upload:
-    """A file of a client's that was checked, in distinction to a path that a client names.
-
-    Attributes:
-        path: where it lies.
-    """
-
-    path: str
 
 
 def suffix_of(name: str) -> str:
@@ -222,7 +206,9 @@ def _read_nifti(header: bytes, limit: int) -> int:
         raise VolumeFileError(f"its header says {dimensions[0]} dimensions, expected 1 to 7")
     bytes_ = _check_size([int(length) for length in dimensions[1 : dimensions[0] + 1]], _NIFTI_SIZES[kind], limit)
     if not (offset == 0 or least <= offset <= _LARGEST_EXTENSION):  # also where it is NaN
-        raise VolumeFileError(f"its voxels are said to begin at byte {offset}, expected {least} to {_LARGEST_EXTENSION}")
+        raise VolumeFileError(
+            f"its voxels are said to begin at byte {offset}, expected {least} to {_LARGEST_EXTENSION}"
+        )
     return int(offset or least) + bytes_
 
 
@@ -321,20 +307,15 @@ _CHECKS = {".nii.gz": _check_packed_nifti, ".nii": _check_nifti, ".nrrd": _check
 
 
 class Uploads:
-    """A folder of the server's own for what clients send, apart from the studies and from other temporary files.
+    """What clients send, in a folder of the server's own, apart from the studies and from other temporary files.
 
     Args:
+        folder: for the files.
         limit: megabytes that a volume may have in float32, and any upload as it comes.
-        parent: folder to make it in; None for that of temporary files.
     """
 
-    def __init__(self, limit: int = DEFAULT_LIMIT, parent: str | None = None) -> None:
-        self.limit = limit
-        self.folder = Path(tempfile.mkdtemp(prefix="label-uploads-", dir=parent)).resolve()
-
-    def remove(self) -> None:
-        """Remove the folder and all that is in it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def __init__(self, folder: Path, limit: int = DEFAULT_LIMIT) -> None:
+        self.folder, self.limit = folder, limit
 
     @contextmanager
     def kept(self, stream: BinaryIO, suffix: str) -> Iterator[Path]:
@@ -357,7 +338,7 @@ class Uploads:
             path.unlink(missing_ok=True)
 
     @contextmanager
-    def volume(self, stream: BinaryIO, name: str) -> Iterator[Upload]:
+    def volume(self, stream: BinaryIO, name: str) -> Iterator[Path]:
         """A client's volume, checked, for a ``with`` block.
 
         Args:
@@ -369,5 +350,34 @@ class Uploads:
             OSError: it cannot be written.
         """
         with self.kept(stream, suffix_of(name)) as path:
+            self.check(path)
+            yield path
+
+    def save(self, stream: BinaryIO, name: str, folder: Path) -> Path:
+        """Write a client's volume into a folder, under a name of ours, and check it.
+
+        Args:
+            stream: its content.
+            name: that the client gives it.
+            folder: an empty one.
+
+        Raises:
+            VolumeFileError: it is none that is taken.
+            OSError: it cannot be written.
+        """
+        path = folder / f"upload{suffix_of(name)}"
+        with path.open("xb") as file:
+            shutil.copyfileobj(stream, file, _BLOCK)
+        self.check(path)
+        return path
+
+    def check(self, path: Path) -> None:
+        """Check a client's volume.
+
+        Raises:
+            VolumeFileError: it is none that is taken.
+        """
+        try:
             check_volume(path, self.limit)
-            yield Upload(str(path))
+        except VolumeFileError as error:
+            raise VolumeFileError(f"the uploaded file: {str(error).removeprefix(f'{path.name}: ')}") from None

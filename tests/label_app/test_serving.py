@@ -358,6 +358,14 @@ def test_a_record_has_the_request_and_no_names_in_its_trace():
     assert "Mueller" not in text
 
 
+def test_nobody_forges_an_entry_of_the_log():
+    for pseudonyms in (None, Pseudonyms()):
+        record = logging.LogRecord("x", logging.INFO, "p", 1, "got %s", ("a\r\n[INFO] all well\x1b[2J\u2028end",), None)
+        Discretion(pseudonyms).filter(record)
+        first, second = logging.Formatter("%(message)s").format(record).split("\n")
+        assert (first, second) == (r"got a\r", r"  | [INFO] all well\x1b[2J\u2028end")
+
+
 @pytest.mark.parametrize("given", [None, "", "a b", "a\n", "ä", "x" * 65])
 def test_ids_that_are_not_sound_are_replaced(given):
     assert re.fullmatch("[0-9a-f]{32}", sound_id(given))
