@@ -16,7 +16,7 @@ from pipeline.label_app.access import App, Message, Receive, Send
 from pipeline.label_app.limits import LONGEST_NAME, one_line
 
 Templates = Callable[[Message], tuple[str | None, Mapping[str, str]]]
-QUIET = ("monailabel", "task_batch_infer", "filelock", "watchdog")
+QUIET = ("monailabel", "task_batch_infer", "dicomweb_client", "filelock", "watchdog")
 """Loggers that write names of images below the level of a warning."""
 LONGEST_LINE = 10_000
 """Characters of a line of the log."""

@@ -18,7 +18,6 @@ from typing import Any
 import monailabel
 from fastapi import HTTPException
 from monailabel.config import settings
-from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import DefaultLabelTag
 
@@ -137,7 +136,7 @@ class TranslationApp(MONAILabelApp):
     def _image_names(self) -> list[str]:
         """Names of the images in the folder of the studies; a DICOM server has numbers, and is not asked."""
         store = self.__dict__.get("_datastore")
-        return store.list_images() if isinstance(store, LocalDatastore) else []
+        return store.list_images() if isinstance(store, Studies) else []
 
     def init_infers(self) -> dict[str, Any]:
         """A task for every bundle that has weights."""

@@ -377,3 +377,18 @@ def test_what_keeps_a_server_from_being_ready(tmp_path, monkeypatch):
     assert find_obstacles(tmp_path, [], 1 << 60) == ["disk full"]
     monkeypatch.setattr("pipeline.label_app.health.os.access", lambda *_: False)
     assert find_obstacles(tmp_path, [tmp_path], 0) == ["cannot write to its folders"]
+
+
+def test_a_server_that_is_stopped_sends_its_clients_away(server, temporary):
+    """The last one here."""
+    first, answers = ask_in_thread(server, "runs-at-the-end", OTHER)
+    second, others = ask_in_thread(server, "waits-at-the-end", PATIENT)
+    wait_until(lambda: translations(server).get("runs-at-the-end", {}).get("slices_done", 0) > 0)
+    wait_until(lambda: len(translations(server)) == 2)
+    server.process.terminate()
+    for thread, given in ((first, answers), (second, others)):
+        thread.join(SECONDS)
+        assert (given[0].status_code, given[0].headers["Retry-After"]) == (503, "30"), given[0].text
+        assert "is being stopped" in given[0].json()["detail"]
+    server.process.wait(SECONDS)
+    assert list(temporary.glob("label-uploads-*")) == []
