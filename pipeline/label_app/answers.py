@@ -12,15 +12,16 @@ from fastapi import HTTPException
 from monailabel.interfaces.datastore import DefaultLabelTag
 
 from pipeline.bundle import first_cause
-from pipeline.label_app.access import is_name
+from pipeline.label_app.limits import is_name, one_line
 
 
 def tag_of(request: Mapping[str, Any]) -> str:
     """The tag to keep results under; not one that leads elsewhere, nor the one that marks what training learns from."""
-    tag = request.get("label_tag") or DefaultLabelTag.ORIGINAL
+    tag = request.get("label_tag")
+    tag = DefaultLabelTag.ORIGINAL if tag is None or tag == "" else tag
     tag = tag.value if isinstance(tag, DefaultLabelTag) else tag
     if not is_name(tag):
-        raise HTTPException(400, f"label_tag must be a plain name, got {tag!r}")
+        raise HTTPException(400, f"label_tag must be a plain name, got {one_line(repr(tag), 200)}")
     if tag == DefaultLabelTag.FINAL.value:
         raise HTTPException(
             400, f"label_tag must not be '{tag}': training would take translated volumes for real ones; use 'original'"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from pipeline.bundle import check_image_size, first_cause
 from pipeline.bundle import device as torch_device
 from pipeline.inference.comparison import DIFFERENCES_KEY
 from pipeline.inference.volumes import OUTPUT_SUFFIXES
+from pipeline.label_app.uploads import NO_LIMIT, check_volume
 from pipeline.label_app.worker import Progress
 from pipeline.models import Recipe, file_digest
 
@@ -206,12 +208,21 @@ class TranslationTask(BundleInferTask):
         self._slice_axis = recipe.slice_axis
 
     def writer(self, data: dict[str, Any], extension: str | None = None, dtype: Any = None) -> tuple[str, dict]:
-        """Write the translated volume as offline inference does, float32 always."""
+        """Write the translated volume as offline inference does, float32 always.
+
+        Raises:
+            OSError: it could not be written as a whole; nothing is left of it.
+        """
         suffix = result_suffix(extension or data.get("result_extension"), str(data.get("image_path", "")))
         descriptor, path = tempfile.mkstemp(suffix=suffix, dir=data.get("result_dir"))
         os.close(descriptor)
         save = SaveImage(output_ext=suffix, output_dtype=np.float32, resample=False, print_log=False)
-        save(data[self.output_label_key], filename=path.removesuffix(suffix))
+        try:
+            save(data[self.output_label_key], filename=path.removesuffix(suffix))
+            check_volume(path, NO_LIMIT)  # on a full disk some writers cut it short and say nothing
+        except (OSError, RuntimeError, ValueError) as error:
+            os.unlink(path)
+            raise OSError(errno.ENOSPC, "the translated volume could not be written as a whole") from error
         warnings = data[self.input_key].meta.get(DIFFERENCES_KEY, [])
         return path, {"model": dict(self.about), "warnings": list(warnings)}
 

@@ -87,9 +87,8 @@ class Verifier:
 
     def _check_audience(self, said: Mapping[str, Any]) -> None:
         named = said.get("aud", [])
-        audiences = (
-            {named} if isinstance(named, str) else set(filter(_is_text, named if isinstance(named, list) else []))
-        )
+        named = [named] if isinstance(named, str) else named
+        audiences = set(named) if isinstance(named, list) and all(map(_is_text, named)) else {""}
         if self.audience in audiences:
             return
         if audiences <= _ACCOUNT and said.get("azp") == self.audience:

@@ -24,8 +24,13 @@ SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 DEFAULT_LIMIT = 1024
 """Megabytes (2**20 bytes) that a volume may have in float32, and an upload as it comes."""
 
+NO_LIMIT = 1 << 40
+"""Megabytes, for files of ours."""
+
 _VOXEL = 4  # bytes: everything is translated in float32
 _BLOCK = 1 << 20
+_PACKED_BLOCK = 1 << 16
+_MOST_MEMBERS = 1 << 16  # of a gzip file; programs that pack in parallel write one for each 64 kB
 _LONGEST_HEADER = 1 << 16
 _LARGEST_EXTENSION = 1 << 24  # of a NIfTI header; some keep a whole DICOM header in it
 _SLACK = 1 << 16  # bytes behind the voxels, such as padding
@@ -43,6 +48,9 @@ _NRRD_SIZES = {
     "ulonglong,unsigned long long,unsigned long long int,uint64,uint64_t,double",
 }
 _NRRD_TYPES = {name: size for size, names in _NRRD_SIZES.items() for name in names.split(",")}
+
+
+_NO_FILE = "is no regular file, but a folder, a device or a pipe"
 
 
 class VolumeFileError(ValueError):
@@ -85,6 +93,8 @@ def check_volume(path: str | os.PathLike[str], limit: int = DEFAULT_LIMIT, insid
         raise VolumeFileError(f"{name}: {error}") from None
     except FileNotFoundError:
         raise VolumeFileError(f"{name}: there is no such file") from None
+    except IsADirectoryError:
+        raise VolumeFileError(f"{name}: {_NO_FILE}") from None
     except OSError as error:
         raise VolumeFileError(f"{name}: cannot be read, {error.strerror}") from None
 
@@ -95,7 +105,7 @@ def _open_regular(path: str) -> Iterator[BinaryIO]:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise VolumeFileError("is no regular file, but a folder, a device or a pipe")
+            raise VolumeFileError(_NO_FILE)
         yield file
 
 
@@ -126,7 +136,7 @@ class _Unpacked:
         self._file, self._window = file, window
         self._unpacker: Any = zlib.decompressobj(window)
         self._left = b""
-        self._fed = False
+        self._members = 1
 
     def read(self, count: int) -> bytes:
         """The next bytes; fewer at the end."""
@@ -152,11 +162,14 @@ class _Unpacked:
     def _part(self, count: int) -> bytes:
         while True:
             if self._unpacker.eof:  # another member may follow
-                rest = (self._unpacker.unused_data or b"").lstrip(b"\0") or self._file.read(_BLOCK).lstrip(b"\0")
-                if not rest:
+                rest = self._unpacker.unused_data or self._file.read(_PACKED_BLOCK)
+                if not rest.strip(b"\0"):  # as some programs fill up their last block
                     return b""
+                self._members += 1
+                if self._members > _MOST_MEMBERS:
+                    raise VolumeFileError(f"is packed in more than {_MOST_MEMBERS} parts")
                 self._unpacker, self._left = zlib.decompressobj(self._window), rest
-            block = self._left or self._file.read(_BLOCK)
+            block = self._left or self._file.read(_PACKED_BLOCK)
             if not block:
                 raise VolumeFileError("is cut short: what it is packed of does not end")
             try:
