@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import signal
+import threading
 from typing import Any
 
 from fastapi import HTTPException, Request
@@ -19,9 +22,10 @@ from pipeline.label_app.endpoints import make_other_routes
 from pipeline.label_app.health import LIVE, READY, Health
 from pipeline.label_app.journal import Journal
 from pipeline.label_app.limits import one_line
-from pipeline.label_app.routes import make_router
 from pipeline.label_app.tokens import ProviderError, TokenError, Verifier, roles_of
+from pipeline.label_app.translating import make_router
 from pipeline.label_app.uploads import Uploads
+from pipeline.label_app.worker import TranslationQueue
 
 KEPT_PATHS = ("/", "/favicon.ico", "/docs", "/openapi.json", "/static")
 """Of MONAI Label's own, which show its pages; whatever else it has is answered by routes of ours, or not at all."""
@@ -84,8 +88,28 @@ def guard_server(
         others=others or settings.MONAI_LABEL_AUTH_ENABLE,
         largest_file=uploads.limit << 20,
     )
+    stop_before_waiting(app.queue)
     health = Health(guard, app.why_not_ready)
     server.middleware_stack = Journal(health, functools.partial(find_template, server), lambda: app.bundles)
+
+
+def stop_before_waiting(queue: TranslationQueue) -> None:
+    """Close the queue when the server is told to end: uvicorn would wait for all translations in it.
+
+    Called in the server's loop, in the main thread; elsewhere, in a test say, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        end = signal.getsignal(number)
+        if callable(end):
+
+            def close_and_end(number: int, frame: Any, end: Any = end) -> None:
+                loop.call_soon_threadsafe(queue.close)
+                end(number, frame)
+
+            signal.signal(number, close_and_end)
 
 
 def find_template(server: Any, scope: Any) -> tuple[str | None, dict[str, str]]:

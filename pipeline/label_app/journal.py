@@ -13,10 +13,13 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from pipeline.label_app.access import App, Message, Receive, Send
+from pipeline.label_app.limits import LONGEST_NAME, one_line
 
 Templates = Callable[[Message], tuple[str | None, Mapping[str, str]]]
-QUIET = ("monailabel", "task_batch_infer", "filelock", "watchdog")
+QUIET = ("monailabel", "task_batch_infer", "dicomweb_client", "filelock", "watchdog")
 """Loggers that write names of images below the level of a warning."""
+LONGEST_LINE = 10_000
+"""Characters of a line of the log."""
 CLIENT_CLOSED_REQUEST = 499
 """Status, as nginx has it, of a request whose client did not wait for the answer."""
 
@@ -26,7 +29,6 @@ request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", d
 _SOUND_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _WORD = re.compile(r"[^\s/\\\"'`,;:()\[\]{}<>|=]+")
 _UID = re.compile(r"\b\d+(?:\.\d+){5,}\b")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 _LOOSE = re.compile(r"[\s/\\\"'`,;:()\[\]{}<>|=]")
 
 logger = logging.getLogger(__name__)
@@ -54,13 +56,13 @@ class Pseudonyms:
 
     def hide(self, text: str) -> str:
         """A text without names of images and without DICOM UIDs."""
-        names = self._names()
+        names = set(self._names())
         for name in sorted((name for name in names if _LOOSE.search(name) and name in text), key=len, reverse=True):
             text = text.replace(name, self.of(name))
 
         def hide_word(match: re.Match[str]) -> str:
             word = match.group()
-            for end in range(len(word), 0, -1):  # name, name.nii, name.nii.gz
+            for end in range(min(len(word), 2 * LONGEST_NAME), 0, -1):  # name, name.nii, name.nii.gz
                 if (end == len(word) or not word[end].isalnum()) and word[:end] in names:
                     return self.of(word[:end]) + word[end:]
             return word
@@ -71,16 +73,16 @@ class Pseudonyms:
 
 
 class Discretion(logging.Filter):
-    """Makes every record fit to be read by others: no names, the request's id in front, one line that cannot be forged.
+    """Makes every record fit to be read by others: no names, the request's id in front, entries that nobody forges.
 
-    What a client sent may hold line ends and escape codes: the second line of a message and those that follow begin
-    with a bar, and control characters are written as codes.
+    What a client sent may hold line ends and escape codes: the second line of an entry and those that follow begin with
+    a bar, and control characters are written as codes.
 
     Args:
-        pseudonyms: for the names.
+        pseudonyms: for the names; None to leave them.
     """
 
-    def __init__(self, pseudonyms: Pseudonyms) -> None:
+    def __init__(self, pseudonyms: Pseudonyms | None) -> None:
         super().__init__()
         self._pseudonyms = pseudonyms
 
@@ -88,36 +90,35 @@ class Discretion(logging.Filter):
         """Change the record; let it pass."""
         if getattr(record, "discreet", False):  # two handlers share a record
             return True
-        text = self._clean(record.getMessage())
-        current = request_id.get()
+        text, current = self._clean(record.getMessage()), request_id.get()
         record.msg, record.args = f"[{current}] {text}" if current else text, ()
         if record.exc_info and not record.exc_text:
-            record.exc_text = self._clean(logging.Formatter().formatException(record.exc_info))
-        record.exc_info = None if record.exc_text else record.exc_info
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+        record.exc_text = f"  | {self._clean(record.exc_text)}" if record.exc_text else None
         record.discreet = True
         return True
 
     def _clean(self, text: str) -> str:
-        text = self._pseudonyms.hide(text).replace("\r\n", "\n").replace("\n", "\n  | ")
-        return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
+        if self._pseudonyms:
+            text = self._pseudonyms.hide(text)
+        return "\n  | ".join(one_line(line, LONGEST_LINE) for line in text.split("\n"))
 
 
-def keep_names_out_of_logs(names: Callable[[], Collection[str]]) -> Pseudonyms:
-    """Make every handler of this process discreet, unless the log is one for finding faults (level DEBUG).
+def keep_names_out_of_logs(names: Callable[[], Collection[str]]) -> None:
+    """Make every handler of this process discreet; a log for finding faults, at the level DEBUG, keeps the names.
 
     Args:
         names: of the images that there are now.
     """
-    pseudonyms = Pseudonyms(names)
-    if logging.getLogger().level <= logging.DEBUG:
-        return pseudonyms
-    for name in QUIET:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    pseudonyms = None
+    if logging.getLogger().level > logging.DEBUG:
+        pseudonyms = Pseudonyms(names)
+        for name in QUIET:
+            logging.getLogger(name).setLevel(logging.WARNING)
     discretion = Discretion(pseudonyms)
     loggers = [logging.getLogger(name) for name in (None, *logging.root.manager.loggerDict)]
     for handler in {handler for logger in loggers for handler in logger.handlers}:
         handler.addFilter(discretion)
-    return pseudonyms
 
 
 class Journal:

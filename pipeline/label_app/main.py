@@ -18,7 +18,6 @@ from typing import Any
 import monailabel
 from fastapi import HTTPException
 from monailabel.config import settings
-from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import DefaultLabelTag
 
@@ -123,6 +122,8 @@ class TranslationApp(MONAILabelApp):
         self._trainers: dict[str, Any]
         self._outputs = Path(conf.get("output_dir") or project_dir() / "outputs" / "label").expanduser().absolute()
         self.uploads: Path | None = None
+        if "monailabel.app" in sys.modules:  # the server, not the process of a batch, whose last lines a client may see
+            keep_names_out_of_logs(self._image_names)
         super().__init__(
             app_dir=app_dir,
             studies=studies,
@@ -131,6 +132,11 @@ class TranslationApp(MONAILabelApp):
             description="Translates one modality into another with bundles trained on misaligned pairs",
             version=monailabel.__version__,
         )
+
+    def _image_names(self) -> list[str]:
+        """Names of the images in the folder of the studies; a DICOM server has numbers, and is not asked."""
+        store = self.__dict__.get("_datastore")
+        return store.list_images() if isinstance(store, Studies) else []
 
     def init_infers(self) -> dict[str, Any]:
         """A task for every bundle that has weights."""
@@ -392,8 +398,6 @@ class TranslationApp(MONAILabelApp):
         super().on_init_complete()
         self.uploads = Path(tempfile.mkdtemp(prefix="label-uploads-")).resolve()
         atexit.register(shutil.rmtree, self.uploads, ignore_errors=True)
-        local = isinstance(self.datastore(), LocalDatastore)
-        keep_names_out_of_logs(self.datastore().list_images if local else tuple)
         login = self.conf.get("auth_issuer") or None, self.conf.get("auth_audience") or None
         guard_server(self, Uploads(self.uploads, self.limit), self._token, self._open, *login)
 

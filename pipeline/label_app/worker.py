@@ -16,6 +16,8 @@ import torch
 
 LONGEST_QUEUE = 64
 """Translations that may wait or run at a time, unless ``--conf queue`` says otherwise."""
+SECONDS_TO_RESTART = 30
+"""After which a client may ask again whose translation was in the queue of a server that was stopped."""
 REMEMBERED = 20
 """Translations whose length says how long the next one may take."""
 
@@ -26,15 +28,20 @@ class CancelledTranslationError(Exception):
     """Nobody wants a translation any more; no fault of anybody."""
 
 
-class QueueFullError(Exception):
+class TakenIdError(ValueError):
+    """There is a translation of the same id."""
+
+
+class NoPlaceError(Exception):
     """There is no place for another translation.
 
-    Attributes:
-        retry_after: seconds in which one may be free.
+    Args:
+        reason: why not.
+        retry_after: seconds in which there may be one.
     """
 
-    def __init__(self, limit: int, retry_after: int) -> None:
-        super().__init__(f"the queue is full: {limit} translations wait or run; try again in {retry_after} s")
+    def __init__(self, reason: str, retry_after: int) -> None:
+        super().__init__(f"{reason}; try again in {retry_after} s")
         self.retry_after = retry_after
 
 
@@ -150,6 +157,9 @@ class TranslationQueue:
 
     Args:
         limit: how many may wait or run at a time.
+
+    Attributes:
+        closed: whether the server is about to end.
     """
 
     def __init__(self, limit: int = LONGEST_QUEUE) -> None:
@@ -158,6 +168,7 @@ class TranslationQueue:
         self._running: dict[str, Job] = {}
         self._seconds: deque[float] = deque(maxlen=REMEMBERED)
         self._changed = threading.Condition()
+        self.closed = False
 
     def submit(
         self,
@@ -177,15 +188,17 @@ class TranslationQueue:
             user: who asked for it.
 
         Raises:
-            QueueFullError: if there is no place.
-            ValueError: if a translation of this ``id`` is there already.
+            NoPlaceError: if there is no place.
+            TakenIdError: if a translation of this ``id`` is there already.
         """
         job = Job(id, work, model, device, user)
         with self._changed:
+            if self.closed:
+                raise self.stopping()
             if len(self) >= self.limit:
-                raise QueueFullError(self.limit, self._seconds_to_wait())
+                raise NoPlaceError(f"the queue is full: {self.limit} translations wait or run", self._seconds_to_wait())
             if self.find(id) is not None:
-                raise ValueError(f"a translation with the request id {id!r} is in the queue already")
+                raise TakenIdError(f"a translation with the request id {id!r} is in the queue already")
             if device not in self._waiting:
                 self._waiting[device] = deque()
                 # What PyTorch loads at its first use of linear algebra must not be loaded by two threads at once.
@@ -210,11 +223,17 @@ class TranslationQueue:
             else:
                 job.progress.cancel()
 
-    def cancel_all(self) -> None:
-        """Take all places back."""
+    def close(self) -> None:
+        """Take all places back, and give none any more."""
         with self._changed:
+            self.closed = True
             for job, _ in self._places():
                 self.cancel(job)
+
+    @staticmethod
+    def stopping() -> NoPlaceError:
+        """What a client is told whose place was taken back by `close`."""
+        return NoPlaceError("the server is being stopped", SECONDS_TO_RESTART)
 
     def describe(self) -> list[tuple[Job, dict[str, Any]]]:
         """The translations that wait or run, and what there is to say of each; those of a device in their order."""

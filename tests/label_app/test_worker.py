@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from pipeline.label_app.worker import CancelledTranslationError, QueueFullError, TranslationQueue
+from pipeline.label_app.worker import CancelledTranslationError, NoPlaceError, TranslationQueue
 
 SECONDS = 20
 
@@ -54,7 +54,7 @@ def test_a_full_queue_says_when_to_come_again():
     queue, work = TranslationQueue(limit=2), Work()
     first = queue.submit("first", work)
     second = queue.submit("second", lambda progress: None)
-    with pytest.raises(QueueFullError, match=r"is full: 2 translations wait or run; try again in 10 s") as caught:
+    with pytest.raises(NoPlaceError, match=r"is full: 2 translations wait or run; try again in 10 s") as caught:
         queue.submit("third", work)
     assert caught.value.retry_after == 10
     work.go.release(2)
@@ -122,12 +122,14 @@ def test_nothing_is_kept_of_what_is_done():
     assert kept() is None
 
 
-def test_all_can_be_sent_away():
+def test_all_are_sent_away_when_the_server_ends():
     queue, work = TranslationQueue(), Work()
     jobs = [queue.submit(str(number), work) for number in range(3)]
     assert work.begun.wait(SECONDS)
-    queue.cancel_all()
+    queue.close()
     work.go.release()
     for job in jobs:
         with pytest.raises(CancelledTranslationError):
             job.result.result(SECONDS)
+    with pytest.raises(NoPlaceError, match="is being stopped"):
+        queue.submit("late", work)

@@ -26,7 +26,14 @@ from pipeline.label_app.bodies import Sent, file_of, form_of, name_in, object_of
 from pipeline.label_app.endpoints import session_image
 from pipeline.label_app.journal import CLIENT_CLOSED_REQUEST, request_id
 from pipeline.label_app.uploads import Uploads
-from pipeline.label_app.worker import CancelledTranslationError, Job, Progress, QueueFullError, TranslationQueue
+from pipeline.label_app.worker import (
+    CancelledTranslationError,
+    Job,
+    NoPlaceError,
+    Progress,
+    TakenIdError,
+    TranslationQueue,
+)
 
 CurrentUser = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
 Text = Annotated[str, StringConstraints(max_length=200)]
@@ -70,11 +77,11 @@ def make_router(app: Any, uploads: Uploads) -> APIRouter:
 
             try:
                 job = app.queue.submit(request_id.get(), work, asked["model"], device, user)
-            except QueueFullError as error:
+                result = await _wait(job, app.queue, request)
+            except NoPlaceError as error:
                 raise HTTPException(503, str(error), {"Retry-After": str(error.retry_after)}) from None
-            except ValueError as error:
+            except TakenIdError as error:
                 raise HTTPException(409, str(error)) from None
-            result = await _wait(job, app.queue, request)
             response = await run_in_threadpool(_answer, result, output, folder)
             kept = isinstance(response, FolderResponse)
             return response
@@ -163,7 +170,12 @@ def _source(app: Any, uploads: Uploads, file: Sent | None, session_id: str, fold
 
 
 async def _wait(job: Job, queue: TranslationQueue, request: Request) -> dict[str, Any]:
-    """The result of a job, which loses its place when the client hangs up."""
+    """The result of a job, which loses its place when the client hangs up.
+
+    Raises:
+        HTTPException: 409, if it was cancelled, 499, if nobody is there to be told.
+        NoPlaceError: if the server is being stopped.
+    """
     gone = asyncio.ensure_future(_hung_up(request.receive))
     result = asyncio.wrap_future(job.result)
     try:
@@ -172,6 +184,8 @@ async def _wait(job: Job, queue: TranslationQueue, request: Request) -> dict[str
             queue.cancel(job)
         return await result  # when the worker is done with the folder, not before
     except CancelledTranslationError:
+        if queue.closed:
+            raise queue.stopping() from None
         if gone.done():
             raise HTTPException(CLIENT_CLOSED_REQUEST, "the client hung up") from None
         raise HTTPException(409, f"the translation {job.id} was cancelled") from None
