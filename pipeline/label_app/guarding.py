@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
+import shutil
 import signal
-import threading
+from pathlib import Path
 from typing import Any
 
+import uvicorn
 from fastapi import HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
@@ -42,7 +43,8 @@ def guard_server(
     """Put our routes, the guard, the answers about health and the journal in the running server.
 
     This is all that is changed of MONAI Label: of the one object that is its server, the routes, the handlers of
-    errors, the dependency that tells who a user is, and the outermost layer. No module or class is patched.
+    errors, the dependency that tells who a user is, and the outermost layer; and how the one server of uvicorn that
+    runs it shuts down. No module or class is patched.
 
     Args:
         app: that is served.
@@ -88,28 +90,29 @@ def guard_server(
         others=others or settings.MONAI_LABEL_AUTH_ENABLE,
         largest_file=uploads.limit << 20,
     )
-    stop_before_waiting(app.queue)
+    end_well(app.queue, uploads.folder)
     health = Health(guard, app.why_not_ready)
     server.middleware_stack = Journal(health, functools.partial(find_template, server), lambda: app.bundles)
 
 
-def stop_before_waiting(queue: TranslationQueue) -> None:
-    """Close the queue when the server is told to end: uvicorn would wait for all translations in it.
+def end_well(queue: TranslationQueue, folder: Path) -> None:
+    """When the server is told to end, send those in the queue away, whom it would wait for, and remove a folder.
 
-    Called in the server's loop, in the main thread; elsewhere, in a test say, it does nothing.
+    uvicorn ends with the signal that it got, which no ``atexit`` sees. Its server is found by its handler of signals.
     """
-    if threading.current_thread() is not threading.main_thread():
+    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if not isinstance(server, uvicorn.Server):  # in a test, say
         return
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        end = signal.getsignal(number)
-        if callable(end):
+    shut_down = server.shutdown
 
-            def close_and_end(number: int, frame: Any, end: Any = end) -> None:
-                loop.call_soon_threadsafe(queue.close)
-                end(number, frame)
+    async def close_and_shut_down(*args: Any, **kwargs: Any) -> None:
+        queue.close()
+        try:
+            await shut_down(*args, **kwargs)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
-            signal.signal(number, close_and_end)
+    server.shutdown = close_and_shut_down
 
 
 def find_template(server: Any, scope: Any) -> tuple[str | None, dict[str, str]]:

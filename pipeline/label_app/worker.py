@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextvars
+import ctypes
 import logging
 import math
+import os
 import threading
 import time
 from collections import deque
@@ -149,6 +151,13 @@ class Job:
         self.result.set_exception(CancelledTranslationError())
 
 
+def give_memory_back() -> None:
+    """Give memory that is free back to the system, where its C library, glibc, would keep it for this thread."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+
+
 class TranslationQueue:
     """Runs translations in threads of their own, one for each device, in the order in which they came.
 
@@ -267,3 +276,4 @@ class TranslationQueue:
                 if not job.progress.cancelled:
                     self._seconds.append(seconds)
             del job  # its result may be large, and the next one may be long in coming
+            give_memory_back()

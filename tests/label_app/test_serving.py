@@ -29,6 +29,7 @@ PATIENT, OTHER = "Mueller_Hans_19500101", "Meier Anna"
 LIMIT = 32
 AT_ONCE = 30
 SECONDS = 60
+MEMORY = 50e6  # bytes; a translation of the long volume needs some hundreds of them
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +229,7 @@ def test_places_progress_and_ways_out(server, own_studies, temporary):
     assert np.ptp(voxels(after[0])) > 0
     assert is_idle(server)
     wait_until(lambda: left_behind(temporary) == [], 10)  # an answer's file goes when it is sent
-    assert process.memory_info().rss < before + 100e6
+    wait_until(lambda: process.memory_info().rss < before + MEMORY, 10)
 
 
 def test_a_client_that_hangs_up_gives_up_its_place(server, own_studies, temporary):
@@ -253,7 +254,7 @@ def test_a_client_that_hangs_up_gives_up_its_place(server, own_studies, temporar
     holder.join(SECONDS)
     wait_until(lambda: is_idle(server), 10)
     wait_until(lambda: left_behind(temporary) == [], 10)
-    assert process.memory_info().rss < before + 100e6
+    wait_until(lambda: process.memory_info().rss < before + MEMORY, 10)
     wait_until(lambda: len(re.findall(r"\[(?:runs|waits)\] POST /infer/{model} 499", server.log.read_text())) == 2, 10)
     assert np.ptp(voxels(server.translate(PATIENT, model="bare"))) > 0
 
