@@ -42,7 +42,7 @@ from pipeline.label_app.access import Message, Receive, Send
 from pipeline.label_app.bodies import file_of, form_of, name_in, object_in, object_of, refusing
 from pipeline.label_app.limits import LARGEST_INFO, one_line
 from pipeline.label_app.proxy import ProxyError, allowed_path, allowed_query, fetch
-from pipeline.label_app.studies import lies_inside
+from pipeline.label_app.studies import image_path, lies_inside
 from pipeline.label_app.uploads import SUFFIXES, Uploads, check_volume, suffix_of
 from pipeline.models import Model
 
@@ -348,11 +348,13 @@ class Images:
     def _image_path(self, image: str) -> str:
         self._known(image)
         with _asking_studies():
-            path = self.app.datastore().get_image_uri(image)
+            path = image_path(self.app.datastore(), image)
         return self._inside(path, f"there is no image {image!r} in the studies")
 
     def _label_path(self, label: str, tag: str) -> str:
         self._known(label)
+        if isinstance(self.app.datastore(), DICOMWebDatastore) and tag == DefaultLabelTag.FINAL.value:
+            raise HTTPException(404, "labels with the tag 'final' are not fetched from a DICOM server")
         with _asking_studies():
             path = self.app.datastore().get_label_uri(label, tag)
         return self._inside(path, f"there is no label of {label!r} with the tag {tag!r}")

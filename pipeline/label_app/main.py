@@ -18,7 +18,6 @@ from typing import Any
 import monailabel
 from fastapi import HTTPException
 from monailabel.config import settings
-from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import DefaultLabelTag
 
@@ -33,7 +32,7 @@ from pipeline.label_app.infer import WEIGHTS, TranslationTask, request_device, r
 from pipeline.label_app.journal import keep_names_out_of_logs
 from pipeline.label_app.limits import LARGEST_INFO, one_line
 from pipeline.label_app.listening import auth_is_off, check_listening, host_of_command
-from pipeline.label_app.studies import AnyImage, Studies, lies_inside
+from pipeline.label_app.studies import AnyImage, Studies, image_path
 from pipeline.label_app.train import TranslationTrainTask, training_settings
 from pipeline.label_app.uploads import DEFAULT_LIMIT, Uploads, check_volume
 from pipeline.label_app.worker import LONGEST_QUEUE, Progress, TranslationQueue
@@ -419,14 +418,10 @@ class TranslationApp(MONAILabelApp):
         if not is_name(image) or not image:
             raise HTTPException(400, f"image must be the name of an image in the studies, not a path, got {image!r}")
         try:
-            path = datastore.get_image_uri(image)
-            if path and isinstance(datastore, DICOMWebDatastore) and not lies_inside(path, self.studies_folder):
-                # At the first time it gives the file that it converts a series into, and leaves it where it is.
-                Path(path).unlink(missing_ok=True)
-                path = datastore.get_image_uri(image)
+            path = image_path(datastore, image)
         except Exception as error:  # whatever a DICOMweb server, its client and a conversion raise
             logger.exception("an image could not be fetched")
-            raise HTTPException(404, f"image {image!r} could not be fetched from the studies: {error}") from error
+            raise HTTPException(404, f"image {image!r} could not be fetched from the studies") from error
         if not path or not os.path.exists(path):
             raise HTTPException(404, f"there is no image {image!r} in the studies")
         return path

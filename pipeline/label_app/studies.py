@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 from monailabel.tasks.activelearning.random import Random
@@ -31,6 +32,23 @@ def lies_inside(path: str | Path, folder: str | Path) -> bool:
         return Path(real).is_relative_to(os.path.realpath(folder)) and stat.S_ISREG(os.stat(real).st_mode)
     except (OSError, ValueError):
         return False
+
+
+def image_path(datastore: Any, image: str) -> str:
+    """Path of an image, fetched where it is of a DICOM server; empty if there is none.
+
+    Args:
+        datastore: that has it.
+        image: its name.
+    """
+    path = datastore.get_image_uri(image)
+    if path and isinstance(datastore, DICOMWebDatastore) and not os.path.isdir(path):
+        # Of a series that it fetched just now MONAI Label names a temporary file, and leaves that.
+        kept = os.path.join(os.path.realpath(datastore._datastore.image_path()), f"{image}.nii.gz")
+        if os.path.realpath(path) != kept and os.path.isfile(kept):
+            os.unlink(path)
+            return kept
+    return path
 
 
 class Studies(LocalDatastore):

@@ -19,6 +19,7 @@ from pipeline.bundle import CONFIG_FILE, first_cause
 from pipeline.data.datalist import name_of
 from pipeline.files import replacing
 from pipeline.label_app.infer import WEIGHTS, request_device
+from pipeline.label_app.uploads import DEFAULT_LIMIT, check_volume
 from pipeline.models import MODEL, Model, file_digest
 from pipeline.packaging import PROVENANCE_FILE, SCORES
 from pipeline.provenance import redact
@@ -146,6 +147,7 @@ class TranslationTrainTask(BundleTrainTask):
         self.output_dir = output_dir
         self.tracking_uri = tracking_uri
         self.weights = Path(path) / WEIGHTS
+        self._limit = int(conf.get("max_volume_mb") or DEFAULT_LIMIT)
         super().__init__(str(path), conf, enable_tracking=True, load_strict=True)
 
     def config(self) -> dict[str, Any]:
@@ -209,6 +211,9 @@ class TranslationTrainTask(BundleTrainTask):
         settings = self._settings
         self.output_dir.mkdir(parents=True, exist_ok=True)
         pairs = [{**pair, "patient": name_of(pair["image"])} for pair in overrides["train#dataset#data"]]
+        for pair in pairs:  # before a library opens them, as with what is translated
+            for kind in ("image", "label"):
+                check_volume(pair[kind], self._limit)
         datalist = self.output_dir / "label_datalist.json"
         datalist.write_text(json.dumps({"training": pairs}, indent=2) + "\n")
         publisher = {

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,6 +122,7 @@ def start_server(
         host: str = "127.0.0.1",
         headers: dict[str, str] | None = None,
         environment: dict[str, str] | None = None,
+        prefix: Sequence[str] = (),
     ) -> Server:
         folder = tmp_path_factory.mktemp("server")
         port, log = free_port(), folder / "log.txt"
@@ -140,7 +141,11 @@ def start_server(
         }
         with log.open("wb") as stream:
             process = subprocess.Popen(
-                [str(part) for part in command], cwd=folder, env=variables, stdout=stream, stderr=subprocess.STDOUT
+                [str(part) for part in (*prefix, *command)],
+                cwd=folder,
+                env=variables,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
             )
         server = Server(process, port, log, headers or {})
         running.append(server)

@@ -447,3 +447,48 @@ print("as it came")
     }
     ran = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=200)
     assert "as it came" in ran.stdout, ran.stderr[-3000:]
+
+
+@pytest.mark.skipif(shutil.which("prlimit") is None, reason="needs the program prlimit")
+def test_where_there_is_no_room_nothing_is_cut_short(ward, start_server, tmp_path):
+    """A bound on the size of files, which the system answers in the way of a full disk."""
+    source = nib.load(ward.studies / "ras.nii.gz")
+    voxels = source.get_fdata(dtype=np.float32)
+    large, bound = voxels.nbytes, 350_000
+    assert large > bound + 50_000
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "studies").mkdir()
+    shutil.copy(ward.studies / "ras.nii.gz", tmp_path / "studies")
+    server = start_server(
+        tmp_path / "studies",
+        *("--conf", "models", "reggan", "--conf", "bundles", str(ward.folder / "bundles")),
+        environment={"TMPDIR": str(tmp_path / "tmp")},
+        prefix=("prlimit", f"--fsize={bound}"),
+    )
+    for suffix in (".nii", ".nrrd", ".mha"):
+        response = server.translate("ras", result_extension=suffix)
+        assert refused(response, 507, says="disk is full"), suffix
+    content = nib.Nifti1Image(voxels, source.affine).to_bytes()
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    for request in (
+        {"method": "POST", "path": "/infer/reggan", "files": {"file": ("a.nii", content)}},
+        {
+            "method": "PUT",
+            "path": "/datastore/image",
+            "params": {"image": "new"},
+            "files": {"file": ("a.nii", content)},
+        },
+        {
+            "method": "PUT",
+            "path": "/datastore/label",
+            "params": {"image": "ras"},
+            "files": {"label": ("a.nii", content)},
+        },
+        {"method": "PUT", "path": "/session/", "files": {"files": ("a.nii", content)}},
+    ):
+        refused(server.request(**request), 507, says="disk is full")
+    response = server.translate("ras")  # packed it has room, or else it is not answered either
+    assert response.status_code == 507 or gzip.decompress(response.content)
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+    assert [path for path in (tmp_path / "tmp").rglob("*") if path.suffix in (".nii", ".nrrd", ".mha", ".gz")] == []
+    assert server.request("GET", "/datastore/").json()["total"] == 1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import io
 import os
 import struct
 import time
 import zlib
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 
 from pipeline.label_app.uploads import Uploads, VolumeFileError, check_volume, suffix_of
 
+ROOT = Path(__file__).resolve().parents[2]
 VOXELS = np.arange(5 * 6 * 7, dtype=np.int16).reshape(5, 6, 7)
 RAW = VOXELS.tobytes(order="F")
 NRRD = "NRRD0004\n# made here\ntype: short\ndimension: 3\nsizes: 5 6 7\nencoding: {}\nendian: little\nkey:=value\n\n"
@@ -171,3 +174,19 @@ def test_an_upload_is_under_a_name_of_ours_and_gone_afterwards(tmp_path):
     ):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["access", "limits", "uploads", "proxy", "tokens", "worker", "health", "journal", "listening"]
+)
+def test_what_is_usable_without_monai_label_does_not_import_it(name):
+    """As SECURITY.md says."""
+    seen, left = set(), [f"pipeline.label_app.{name}"]
+    while left:
+        module = left.pop()
+        seen.add(module)
+        tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+        imports = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        imports += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+        assert not [found for found in imports if found.startswith("monailabel")]
+        left += [found for found in imports if found.startswith("pipeline.label_app.") and found not in seen]
