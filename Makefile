@@ -9,6 +9,10 @@ LABEL_BIN := $(LABEL_VENV)/bin
 STUDIES ?= data/studies
 MODELS ?= reggan
 PORT ?= 8000
+# Not out of the environment: some shells set HOST to the machine's name, and others could reach the server then.
+HOST = 127.0.0.1
+TOKEN_FILE =
+AUTH = on
 
 .PHONY: help train test test-slow lint format benchmark label label-test label-test-dicom clean
 
@@ -19,7 +23,8 @@ help:
 	@echo "make lint       install, then check format, style and types"
 	@echo "make format     rewrite the sources in the project's format"
 	@echo "make benchmark  install, then measure step time, loop overhead, data pipeline and memory"
-	@echo "make label      install MONAI Label into $(LABEL_VENV) (8 GB), then serve MODELS=$(MODELS) on STUDIES=$(STUDIES)"
+	@echo "make label      install MONAI Label into $(LABEL_VENV) (8 GB), then serve MODELS=$(MODELS) on STUDIES=$(STUDIES),"
+	@echo "                for this machine; HOST=0.0.0.0 TOKEN_FILE=FILE (or AUTH=off) for others, PORT=$(PORT)"
 	@echo "make label-test install MONAI Label, then test a real server"
 	@echo "make label-test-dicom  the part with a DICOM server; needs Debian's orthanc and orthanc-dicomweb"
 	@echo "make clean      remove $(VENV), $(LABEL_VENV) and caches; data/ and outputs/ stay"
@@ -45,10 +50,9 @@ format: $(VENV)/.ready-dev
 benchmark: $(VENV)/.ready-dev
 	$(BIN)/python scripts/benchmark.py
 
-# The program monailabel runs whatever "python" is found first, and breaks arguments at spaces.
 label: $(LABEL_VENV)/.ready
-	$(LABEL_BIN)/python -m monailabel.main start_server --app pipeline/label_app --studies $(STUDIES) \
-		--conf models $(MODELS) --host 127.0.0.1 --port $(PORT)
+	$(LABEL_BIN)/python -m pipeline.label_app.serve --studies "$(STUDIES)" --models "$(MODELS)" \
+		--host "$(HOST)" --port $(PORT) --token-file "$(TOKEN_FILE)" --auth $(AUTH)
 
 label-test: $(LABEL_VENV)/.ready
 	$(LABEL_BIN)/python -m pytest -rs tests/label_app

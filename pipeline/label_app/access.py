@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from pipeline.label_app.limits import LARGEST_JSON, is_name, one_line
+from pipeline.label_app.proxy import ProxyError, decoded
+
+__all__ = ["Guard", "is_name", "read_token"]
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -18,6 +23,12 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 SHORTEST_TOKEN = 16
 """Characters that a token must have at least."""
+
+LONGEST_ADDRESS = 8192
+"""Bytes of a path, and of a query."""
+
+WITH_FILES = ("/infer/", "/datastore/", "/session/", "/model/")
+"""Where requests may carry files."""
 
 NAME_PARAMETERS = ("image", "id", "label", "tag", "session_id")
 """Query parameters that name something on the server."""
@@ -44,57 +55,114 @@ def read_token(path: str | Path) -> str:
     return token
 
 
-def is_name(value: Any) -> bool:
-    """Whether a value is a plain name, which leads nowhere else when it is joined to a folder."""
-    return (
-        isinstance(value, str)
-        and value not in (".", "..")
-        and not any(character in value for character in "/\\\0")
-        and not (len(value) > 1 and value[1] == ":")  # a drive of Windows
-    )
+class TooLargeError(Exception):
+    """A request carries more than it may."""
 
 
 class Guard:
     """Answers in place of the server what the server must not answer.
 
     With a token, every request has to carry it. Without one, and without MONAI Label's own authentication, only this
-    machine is served. A web page of another origin is refused, unless its origin is listed.
+    machine is served. A web page of another origin is refused, unless its origin is listed. No request may be larger
+    than it needs to be, and none is answered with a trace.
 
     Args:
         app: the server.
         token: expected in the header ``Authorization: Bearer TOKEN``; None for none.
         origins: that web pages may come from, such as ``https://viewer.example.org``.
         others: serve other machines without a token of ours, since MONAI Label's own authentication is on.
+        largest_file: bytes that a request with a file may have.
     """
 
-    def __init__(self, app: App, token: str | None = None, origins: Iterable[str] = (), others: bool = False) -> None:
+    def __init__(
+        self,
+        app: App,
+        token: str | None = None,
+        origins: Iterable[str] = (),
+        others: bool = False,
+        largest_file: int = 1 << 30,
+    ) -> None:
         self.app = app
         self._token = token
         self._origins = {origin.rstrip("/") for origin in origins}
         self._others = others
+        self._largest_file = largest_file
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
-        refusal = self._refusal(scope) if scope["type"] == "http" else None
-        if refusal is None:
+        if scope["type"] == "websocket":  # nothing here speaks it
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        status, reason = refusal
-        logger.warning("refused %s %s: %d, %s", scope.get("method"), scope.get("path"), status, reason)
+        started = False
+
+        async def note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        refusal = self._refusal(scope)
+        if refusal is None:
+            try:
+                await self.app(scope, self._bounded(scope, receive), note)
+                return
+            except TooLargeError as error:
+                refusal = 413, str(error)
+            except Exception:  # the server's own last resort has answered where it could
+                logger.exception("a request failed")
+                refusal = 500, "the server failed; its log says why"
+            if started:
+                return
+        await self._refuse(scope, send, *refusal)
+
+    async def _refuse(self, scope: Message, send: Send, status: int, reason: str) -> None:
+        # What a client wrote may be somebody's name: the answer has it, the log has not.
+        logger.warning("refused: %d, %s", status, one_line(reason.partition(", got ")[0]))
         headers = [(b"content-type", b"application/json")]
         if status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
+        if status == 413:
+            headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": json.dumps({"detail": reason}).encode()})
 
     def _refusal(self, scope: Message) -> tuple[int, str] | None:
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        return self._refuse_stranger(scope, headers) or _refuse_path(scope)
+        return self._refuse_stranger(scope, headers) or _refuse_path(scope) or self._refuse_size(scope, headers)
+
+    def _largest(self, scope: Message) -> int:
+        with_file = scope["path"].startswith(WITH_FILES) and scope["method"] in ("POST", "PUT")
+        return self._largest_file if with_file else LARGEST_JSON
+
+    def _refuse_size(self, scope: Message, headers: dict[bytes, str]) -> tuple[int, str] | None:
+        length = headers.get(b"content-length", "0")
+        if not length.isascii() or not length.isdigit():
+            return 400, "content-length must be a whole number"
+        largest = self._largest(scope)
+        return (413, _too_large(largest)) if len(length) > 18 or int(length) > largest else None
+
+    def _bounded(self, scope: Message, receive: Receive) -> Receive:
+        largest, found = self._largest(scope), 0
+
+        async def bounded() -> Message:
+            nonlocal found
+            message = await receive()
+            found += len(message.get("body", b""))
+            if found > largest:
+                raise TooLargeError(_too_large(largest))
+            return message
+
+        return bounded
 
     def _refuse_stranger(self, scope: Message, headers: dict[bytes, str]) -> tuple[int, str] | None:
         origin, host = headers.get(b"origin"), headers.get(b"host", "")
         if origin and origin not in self._origins and urlsplit(origin).netloc != host:
-            return 403, f"web pages from {origin} are not served; list the origin in MONAI_LABEL_CORS_ORIGINS"
+            return (
+                403,
+                f"web pages from {one_line(origin, 100)} are not served; list the origin in MONAI_LABEL_CORS_ORIGINS",
+            )
         if self._token is not None:
             if scope["method"] == "OPTIONS" and origin:  # a browser asks without the token whether it may ask
                 return None
@@ -120,7 +188,7 @@ def _name(host: str) -> str:
 
 def _is_here(host: str) -> bool:
     """Whether an address is that of this machine itself."""
-    if host in ("localhost", "testclient"):
+    if host == "localhost":
         return True
     try:
         address = ipaddress.ip_address(host)
@@ -129,17 +197,29 @@ def _is_here(host: str) -> bool:
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
+def _too_large(largest: int) -> str:
+    return f"the request is too large: at most {largest} bytes are taken"
+
+
 def _refuse_path(scope: Message) -> tuple[int, str] | None:
     """Refuse what would lead out of the studies, and what the server does not do."""
-    path = scope["path"]
-    if ".." in path.split("/"):
+    if len(scope["path"]) > LONGEST_ADDRESS or len(scope.get("query_string", b"")) > LONGEST_ADDRESS:
+        return 414, f"path and query must have at most {LONGEST_ADDRESS} bytes each"
+    try:
+        path = decoded(scope["path"])
+    except ProxyError as error:
+        return error.status, str(error)
+    if not path.isprintable():
+        return 400, "the address must not contain control characters"
+    if ".." in path.replace("\\", "/").split("/"):
         return 400, "the address must not contain '..'"
     if path.rstrip("/").endswith("/reload"):
         return 403, "reloading is not offered; start the server again"
     query: Sequence[tuple[str, str]] = parse_qsl(scope.get("query_string", b"").decode("latin-1"))
     for name, value in query:
         if name in NAME_PARAMETERS and not is_name(value):
-            return 400, f"{name} must be a name as GET /datastore/?output=all lists it, not a path, got {value!r}"
+            shown = one_line(repr(value), 200)
+            return 400, f"{name} must be a name as GET /datastore/?output=all lists it, not a path, got {shown}"
         if name == "output" and value == "dicom_seg":
             return 400, "a translated volume is no segmentation: output must be image, json or all, got 'dicom_seg'"
     return None

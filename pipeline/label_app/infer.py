@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import logging
 import os
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from monai.bundle import ConfigParser
 from monai.transforms import SaveImage
 from monailabel.interfaces.tasks.infer_v2 import InferType
@@ -17,12 +21,18 @@ from monailabel.utils.others.generic import name_to_device
 
 from pipeline.bundle import check_image_size
 from pipeline.bundle import device as torch_device
+from pipeline.errors import first_cause
 from pipeline.inference.comparison import DIFFERENCES_KEY
 from pipeline.io import WRITABLE
+from pipeline.label_app.uploads import NO_LIMIT, check_volume
+from pipeline.label_app.worker import Progress
 from pipeline.models import Recipe, file_digest
 
 WEIGHTS = Path("models") / "model.pt"
 """Where a bundle keeps the weights of its network."""
+
+RESULT_SUFFIXES = tuple(suffix for suffix in WRITABLE if suffix != ".mhd")
+"""Formats that an answer may have: of one file each; the voxels of a ``.mhd`` lie in another one beside it."""
 
 logger = logging.getLogger(__name__)
 
@@ -55,25 +65,29 @@ def result_suffix(asked: str | None, source: str) -> str:
     """
     if asked:
         suffix = asked if str(asked).startswith(".") else f".{asked}"
-        if suffix not in WRITABLE:
-            raise ValueError(f"result_extension must be one of {', '.join(WRITABLE)}, got {asked!r}")
+        if suffix not in RESULT_SUFFIXES:
+            raise ValueError(f"result_extension must be one of {', '.join(RESULT_SUFFIXES)}, got {asked!r}")
         return suffix
-    return next((suffix for suffix in WRITABLE if source.endswith(suffix)), WRITABLE[0])
+    return next((suffix for suffix in RESULT_SUFFIXES if source.endswith(suffix)), RESULT_SUFFIXES[0])
 
 
-def describe_model(recipe: Recipe, sha256: str) -> dict[str, Any]:
+def describe_model(name: str, version: str | None, recipe: Recipe, sha256: str) -> dict[str, Any]:
     """What a client is told of the model behind a translation.
 
     Args:
+        name: of the bundle.
+        version: of the bundle, as its ``metadata.json`` has it.
         recipe: of the model.
         sha256: of the model file, in hexadecimal.
 
     Returns:
-        ``method``, ``backbone``, ``source_modality`` and ``target_modality`` (None where the model does not know),
-        ``target_window`` (physical values that the prediction lies between), ``data_range`` (width of that window) and
-        ``sha256``.
+        ``name``, ``version``, ``method``, ``backbone``, ``source_modality`` and ``target_modality`` (None where the
+        model does not know), ``target_window`` (physical values that the prediction lies between), ``data_range``
+        (width of that window) and ``sha256``.
     """
     return {
+        "name": name,
+        "version": version,
         "method": recipe["method"],
         "backbone": recipe["backbone"],
         "source_modality": recipe["source"]["modality"],
@@ -89,7 +103,8 @@ class TranslationTask(BundleInferTask):
 
     The bundle's `inference.json` is given the model file and nothing else: the recipe in there says how to build the
     network, to scale and to cut. The file is opened at the first use, and again whenever it has changed. The result is
-    written in float32 with the source's affine, whatever data type a client asks for.
+    written in float32 with the source's affine, whatever data type a client asks for. One translation of it runs at a
+    time, however many threads ask.
 
     Args:
         path: folder of the bundle; its weights must be there.
@@ -98,23 +113,41 @@ class TranslationTask(BundleInferTask):
     Attributes:
         weights: the model file.
         about: what the opened model is, see `describe_model`; empty before the first use.
+        fault: why the file that is there now cannot be used, once that was tried; else None.
     """
 
     def __init__(self, path: str | Path, conf: dict[str, str]) -> None:
         self.weights = Path(path) / WEIGHTS
         self.about: dict[str, Any] = {}
         self._loaded: tuple[str, int, int] | None = None
+        self._refused: tuple[tuple[int, int], str] | None = None
         self._network: Any = None
+        self._slice_axis = 0
+        self._progress = Progress()
+        self._one_at_a_time = threading.RLock()
         super().__init__(str(path), conf, type=InferType.OTHERS, add_post_restore=False, load_strict=True)
         if self.valid:  # MONAI Label would let the client pick any file in models/
             self._config.pop("model_filename", None)
 
-    def __call__(self, request: dict[str, Any], callbacks: Any = None) -> tuple[str, dict[str, Any]]:
+    @property
+    def fault(self) -> str | None:
+        """Why the file that is there now cannot be used, once that was tried; else None."""
+        refused = self._refused
+        try:
+            return refused[1] if refused and refused[0] == self._state_of_file("")[1:] else None
+        except OSError:
+            return None
+
+    def __call__(
+        self, request: dict[str, Any], callbacks: Any = None, progress: Progress | None = None
+    ) -> tuple[str, dict[str, Any]]:
         """Translate.
 
         Args:
-            request: ``image`` (path), ``device`` (a PyTorch device) and, optionally, ``result_extension``.
+            request: ``image`` (path), ``device`` (a PyTorch device) and, optionally, ``result_extension`` and
+                ``result_dir``, an existing folder for the result.
             callbacks: see MONAI Label.
+            progress: is told how far it is, and asked whether to go on.
 
         Returns:
             Path of the translated volume, and what there is to say about it: beside MONAI Label's entries, ``model``
@@ -122,9 +155,17 @@ class TranslationTask(BundleInferTask):
 
         Raises:
             ValueError: if the model cannot be used (see `prepare`), or the image cannot be translated.
+            CancelledTranslationError: if ``progress`` says that it is no longer wanted.
         """
-        self.prepare(str(request["device"]))
-        return super().__call__(request, callbacks)
+        with self._one_at_a_time:
+            self._progress = progress or Progress()
+            try:
+                self.prepare(str(request["device"]))
+                self._progress.check()
+                # Below this level MONAI Label writes names of images into the log.
+                return super().__call__({**request, "logging": "WARNING"}, callbacks)
+            finally:
+                self._progress = Progress()
 
     def prepare(self, device: str) -> None:
         """Open the model, unless it is the file of last time on the device of last time.
@@ -136,28 +177,53 @@ class TranslationTask(BundleInferTask):
             ValueError: if the file is damaged, holds NaN or no recipe, or contradicts the bundle's `inference.json`, or
                 its images are too small for its network. MONAI may have wrapped it, see `pipeline.errors.first_cause`.
         """
-        wanted = self._state_of_file(device)
-        while self._loaded != wanted:
-            self._loaded = None
-            parser = super()._load_bundle_config(self.bundle_path, self.bundle_config_path)
-            parser["checkpoint"] = str(self.weights)
-            parser[self.const.key_device()] = device
-            network = parser.get_parsed_content("network")
-            check_image_size(parser.get_parsed_content("image_size"), network)
-            about = describe_model(parser.get_parsed_content("model").recipe, file_digest(self.weights))
-            self.bundle_config, self._network, self.about = parser, network.eval(), about
-            self._loaded = wanted
-            # A file that was replaced meanwhile is read again: what is said of a model has to be of the one in use.
+        with self._one_at_a_time:
             wanted = self._state_of_file(device)
-            logger.info("loaded %s (%s, SHA-256 %s) on %s", self.weights, about["method"], about["sha256"], device)
+            while self._loaded != wanted:
+                self._loaded = None
+                try:
+                    self._open(device)
+                except Exception as error:
+                    if isinstance(first_cause(error), ValueError):  # not what only this device lacks
+                        self._refused = wanted[1:], str(first_cause(error))
+                    raise
+                self._loaded = wanted
+                # A file that was replaced meanwhile is read again: what is said of a model has to be of the one in use.
+                wanted = self._state_of_file(device)
+                logger.info(
+                    "loaded the weights of %s (%s, SHA-256 %s) on %s",
+                    *(self.about[key] for key in ("name", "method", "sha256")),
+                    device,
+                )
+
+    def _open(self, device: str) -> None:
+        parser = super()._load_bundle_config(self.bundle_path, self.bundle_config_path)
+        parser["checkpoint"] = str(self.weights)
+        parser[self.const.key_device()] = device
+        network = parser.get_parsed_content("network")
+        check_image_size(parser.get_parsed_content("image_size"), network)
+        recipe = parser.get_parsed_content("model").recipe
+        version = json.loads((Path(self.bundle_path) / "configs" / self.const.metadata_json()).read_text())["version"]
+        about = describe_model(Path(self.bundle_path).name, version, recipe, file_digest(self.weights))
+        self.bundle_config, self._network, self.about = parser, network.eval(), about
+        self._slice_axis = recipe.slice_axis
 
     def writer(self, data: dict[str, Any], extension: str | None = None, dtype: Any = None) -> tuple[str, dict]:
-        """Write the translated volume as offline inference does, float32 always."""
+        """Write the translated volume as offline inference does, float32 always.
+
+        Raises:
+            OSError: it could not be written as a whole; nothing is left of it.
+        """
         suffix = result_suffix(extension or data.get("result_extension"), str(data.get("image_path", "")))
-        descriptor, path = tempfile.mkstemp(suffix=suffix)
+        descriptor, path = tempfile.mkstemp(suffix=suffix, dir=data.get("result_dir"))
         os.close(descriptor)
         save = SaveImage(output_ext=suffix, output_dtype=np.float32, resample=False, print_log=False)
-        save(data[self.output_label_key], filename=path.removesuffix(suffix))
+        try:
+            save(data[self.output_label_key], filename=path.removesuffix(suffix))
+            check_volume(path, NO_LIMIT)  # on a full disk some writers cut it short and say nothing
+        except (OSError, RuntimeError, ValueError) as error:
+            os.unlink(path)
+            raise OSError(errno.ENOSPC, "the translated volume could not be written as a whole") from error
         warnings = data[self.input_key].meta.get(DIFFERENCES_KEY, [])
         return path, {"model": dict(self.about), "warnings": list(warnings)}
 
@@ -166,7 +232,23 @@ class TranslationTask(BundleInferTask):
         return device, status.st_mtime_ns, status.st_size
 
     def _get_network(self, device: str, data: Any) -> Any:
-        return self._network
+        progress, network = self._progress, self._network
+        if data is None:
+            return network
+        progress.total = int(data[self.input_key].shape[1 + self._slice_axis])
+
+        def translate(slices: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            progress.check()
+            translated = network(slices, *args, **kwargs)
+            progress.done += len(slices)
+            return translated
+
+        return translate
+
+    def run_post_transforms(self, data: dict[str, Any], transforms: Any) -> dict[str, Any]:
+        """Put the volume back onto its own grid, which may take a while, if somebody still waits for it."""
+        self._progress.check()
+        return super().run_post_transforms(data, transforms)
 
     def _load_bundle_config(self, path: str, config: str) -> ConfigParser:
         # MONAI Label builds a network when the task is made: a file of no use would keep the server from starting.

@@ -3,38 +3,54 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import json
 import logging
+import math
 import os
 import shutil
 import sys
-import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import threading
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import monailabel
 from fastapi import HTTPException
-from fastapi.responses import JSONResponse
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import DefaultLabelTag
-from monailabel.interfaces.exception import MONAILabelException
-from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 
 from pipeline.bundle import project_dir
 from pipeline.data.checks import check_images
-from pipeline.errors import first_cause
-from pipeline.label_app.access import Guard, is_name, read_token
+from pipeline.label_app.access import is_name, read_token
+from pipeline.label_app.answers import answering, tag_of
+from pipeline.label_app.batch import BatchTranslation
+from pipeline.label_app.guarding import guard_server
+from pipeline.label_app.health import LEAST_FREE_GB, find_obstacles
 from pipeline.label_app.infer import WEIGHTS, TranslationTask, request_device, result_suffix
+from pipeline.label_app.journal import keep_names_out_of_logs
+from pipeline.label_app.limits import LARGEST_INFO, one_line
+from pipeline.label_app.listening import auth_is_off, check_listening, host_of_command
+from pipeline.label_app.studies import AnyImage, Studies, image_path
 from pipeline.label_app.train import TranslationTrainTask, training_settings
+from pipeline.label_app.uploads import DEFAULT_LIMIT, Uploads, check_volume
+from pipeline.label_app.worker import LONGEST_QUEUE, Progress, TranslationQueue
 
-SETTINGS = ("models", "bundles", "output_dir", "token_file", "tracking_uri")
+SETTINGS = (
+    *("models", "bundles", "output_dir", "token_file", "auth", "auth_issuer", "auth_audience"),
+    *("queue", "min_free_gb", "max_volume_mb", "tracking_uri"),
+)
 """What ``--conf NAME VALUE`` can set."""
+
+ALL = "all"
+"""In place of names of models: whatever bundles lie in the folder, those that come later, too."""
+
+WHICH_IMAGES = (ALL, "labeled", "unlabeled")
+"""Words for the images that a batch translates."""
+
+MOST_IMAGES = 1000
+"""That a batch can be told by their names."""
 
 FEWEST_PAIRS = 2
 """Pairs that a training needs: one to train on and one to validate."""
@@ -46,7 +62,7 @@ def find_bundles(names: str, folder: Path) -> dict[str, Path]:
     """Find the bundles to serve.
 
     Args:
-        names: of the bundles, separated by commas.
+        names: of the bundles, separated by commas; or ``all`` for every bundle of the folder.
         folder: that they lie in.
 
     Raises:
@@ -54,38 +70,16 @@ def find_bundles(names: str, folder: Path) -> dict[str, Path]:
     """
     asked = [name.strip() for name in names.split(",") if name.strip()]
     there = sorted(path.parent.parent.name for path in folder.glob("*/configs/inference.json"))
-    if not asked:
-        raise ValueError(f"--conf models must name the bundles to serve, separated by commas; in {folder}: {there}")
+    if asked == [ALL]:
+        asked = there
+    elif not asked:
+        raise ValueError(
+            f"--conf models must name the bundles to serve, separated by commas, or be '{ALL}'; in {folder}: {there}"
+        )
     unknown = [name for name in asked if name not in there]
     if unknown:
         raise ValueError(f"--conf models names {unknown}, expected bundles in {folder}: {there}")
     return {name: (folder / name).resolve() for name in asked}
-
-
-class BatchTranslation(BatchInferTask):
-    """MONAI Label's batch task, which goes on behind an image that cannot be translated."""
-
-    def __call__(self, request: dict[str, Any], datastore: Any, infer: Any) -> dict[str, Any]:
-        """Translate all images that the request means and keep the results in the datastore.
-
-        Raises:
-            HTTPException: 422, at the end, if some could not be translated; the message says which.
-        """
-        failed: dict[str, str] = {}
-
-        def translate(one: dict[str, Any], store: Any) -> dict[str, Any]:
-            try:
-                return infer(one, store)
-            except HTTPException as error:
-                failed[one["image"]] = error.detail
-                return {"error": error.detail}
-
-        # MONAI Label's defaults divide by the number of GPUs.
-        results = super().__call__({**request, "multi_gpu": False, "max_workers": 1}, datastore, translate)
-        if failed:
-            lines = "\n".join(f"- {image}: {reason}" for image, reason in failed.items())
-            raise HTTPException(422, f"{len(failed)} of {len(results)} images were not translated:\n{lines}")
-        return results
 
 
 class TranslationApp(MONAILabelApp):
@@ -94,8 +88,17 @@ class TranslationApp(MONAILabelApp):
     Args:
         app_dir: this folder.
         studies: folder of the images, with the target volumes in ``labels/final``; or the address of a DICOMweb server.
-        conf: ``models`` (names of the bundles, by commas) and, optionally, ``bundles`` (their folder), ``output_dir``
-            (for what trainings write), ``token_file`` and ``tracking_uri``.
+        conf: ``models`` (names of the bundles, by commas, or ``all``) and, optionally, ``bundles`` (their folder),
+            ``output_dir`` (for what trainings write), ``token_file``, ``auth`` (``off`` to serve everybody), ``queue``
+            (how many translations may wait or run), ``min_free_gb`` (below which the server is not ready),
+            ``max_volume_mb`` (of a volume in float32), ``auth_issuer`` and ``auth_audience`` (that tokens of MONAI
+            Label's own login have to name) and ``tracking_uri``.
+
+    Attributes:
+        bundles: folder of each bundle by its name.
+        queue: of the translations that clients wait for.
+        limit: megabytes that a volume may have in float32.
+        uploads: folder for what is sent and what is answered; None before the server runs.
 
     Raises:
         ValueError: if a setting is unknown or cannot be used.
@@ -107,11 +110,20 @@ class TranslationApp(MONAILabelApp):
             raise ValueError(f"--conf does not know {unknown}, expected {', '.join(SETTINGS)}")
         # Wrong settings stop the server at its start, not a client later.
         self._token = read_token(conf["token_file"]) if conf.get("token_file") else None
-        self.bundles = find_bundles(
-            conf.get("models", ""), Path(conf.get("bundles") or project_dir() / "bundles").expanduser()
-        )
+        self._open = auth_is_off(conf.get("auth"))
+        self.queue = TranslationQueue(_number("queue", conf, LONGEST_QUEUE, int, 1))
+        self._min_free = int(_number("min_free_gb", conf, LEAST_FREE_GB, float, 0) * 1e9)
+        self.limit = _number("max_volume_mb", conf, DEFAULT_LIMIT, int, 1)
+        self._folder = Path(conf.get("bundles") or project_dir() / "bundles").expanduser()
+        self.bundles = find_bundles(conf.get("models", ""), self._folder)
+        self._bundles_lock = threading.Lock()
+        self._broken: dict[str, str] = {}
+        self._infers: dict[str, Any]
+        self._trainers: dict[str, Any]
         self._outputs = Path(conf.get("output_dir") or project_dir() / "outputs" / "label").expanduser().absolute()
-        self._uploads: Path | None = None
+        self.uploads: Path | None = None
+        if "monailabel.app" in sys.modules:  # the server, not the process of a batch, whose last lines a client may see
+            keep_names_out_of_logs(self._image_names)
         super().__init__(
             app_dir=app_dir,
             studies=studies,
@@ -121,22 +133,87 @@ class TranslationApp(MONAILabelApp):
             version=monailabel.__version__,
         )
 
+    def _image_names(self) -> list[str]:
+        """Names of the images in the folder of the studies; a DICOM server has numbers, and is not asked."""
+        store = self.__dict__.get("_datastore")
+        return store.list_images() if isinstance(store, Studies) else []
+
     def init_infers(self) -> dict[str, Any]:
         """A task for every bundle that has weights."""
         return {name: TranslationTask(path, self.conf) for name, path in self.bundles.items() if _has_weights(path)}
 
     def init_trainers(self) -> dict[str, Any]:
         """A training for every bundle."""
+        return {name: self._trainer(name) for name, path in self.bundles.items() if _trains(path)}
+
+    def _trainer(self, name: str) -> TranslationTrainTask:
         uri = self.conf.get("tracking_uri") or settings.MONAI_LABEL_TRACKING_URI or None
-        return {
-            name: TranslationTrainTask(name, path, self.conf, self._outputs / name, uri)
-            for name, path in self.bundles.items()
-            if (path / "configs" / "train.json").is_file()
-        }
+        return TranslationTrainTask(name, self.bundles[name], self.conf, self._outputs / name, uri)
+
+    def look_for_models(self) -> None:
+        """Offer what was put into the folder of the bundles since, and no more what was taken out of it."""
+        with self._bundles_lock:
+            if self.conf.get("models", "").strip() == ALL:
+                self.bundles = find_bundles(ALL, self._folder)
+            for name, path in self.bundles.items():
+                try:
+                    if name not in self._infers and _has_weights(path):
+                        self._infers = {**self._infers, name: TranslationTask(path, self.conf)}
+                    if name not in self._trainers and _trains(path) and settings.MONAI_LABEL_TASKS_TRAIN:
+                        self._trainers = {**self._trainers, name: self._trainer(name)}
+                    self._broken.pop(name, None)
+                except Exception as error:  # whatever half a bundle's files raise, the others are served
+                    if self._broken.get(name) != str(error):
+                        logger.warning("the bundle %s cannot be used: %s", name, error)
+                    self._broken[name] = str(error)
+            there = {name: path for name, path in self.bundles.items() if name not in self._broken}
+            self._infers = {
+                name: task for name, task in self._infers.items() if name in there and _has_weights(there[name])
+            }
+            self._trainers = {name: task for name, task in self._trainers.items() if name in there}
+
+    def init_strategies(self) -> dict[str, Any]:
+        """The one way to choose an image without a target."""
+        return {"random": AnyImage()}
 
     def init_batch_infer(self) -> BatchTranslation:
         """The batch task."""
         return BatchTranslation()
+
+    def init_datastore(self) -> Any:
+        """The folder of studies, or what MONAI Label makes of a server's address."""
+        if self.studies.startswith(("http://", "https://")):
+            return super().init_datastore()
+        return Studies(
+            self.studies,
+            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+        )
+
+    @property
+    def studies_folder(self) -> str:
+        """Folder of the studies, or of what was fetched of them."""
+        return os.path.realpath(self.datastore()._datastore_path)
+
+    @property
+    def strategies(self) -> list[str]:
+        """Names of the ways to choose an image without a target."""
+        return list(self._strategies)
+
+    def weights_of(self, model: str) -> Path:
+        """Where the weights of a bundle are, or are to be."""
+        return self.bundles[model] / WEIGHTS
+
+    def train_stats(self, model: str) -> dict[str, Any]:
+        """How far the training of a bundle is, or how the last one ended."""
+        return self._trainers[model].stats() if model in self._trainers else {}
+
+    def own_folders(self) -> list[str]:
+        """Folders that no client needs to know."""
+        folders = [self.studies_folder, self.app_dir, self._outputs, *self.bundles.values(), *sys.path, sys.prefix]
+        folders += [*(path.parent for path in self.bundles.values()), project_dir(), Path.home()]
+        folders += [self.studies, *([self.uploads] if self.uploads else []), tempfile.gettempdir()]
+        return [str(folder).rstrip(os.sep) for folder in folders if len(str(folder)) > 1]
 
     def _init_dicomweb_datastore(self) -> Any:
         """The series that a DICOMweb server has of the modality that the first bundle translates."""
@@ -156,18 +233,27 @@ class TranslationApp(MONAILabelApp):
 
     def info(self) -> dict[str, Any]:
         """What the server offers."""
-        for name in self.bundles:
-            if name not in self._infers and _has_weights(self.bundles[name]):
-                self._infers[name] = TranslationTask(self.bundles[name], self.conf)
+        self.look_for_models()
         return super().info()
 
-    def infer(self, request: Mapping[str, Any], datastore: Any = None) -> dict[str, Any]:
+    def infer(
+        self,
+        request: Mapping[str, Any],
+        datastore: Any = None,
+        *,
+        upload: Path | None = None,
+        folder: Path | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
         """Translate one volume.
 
         Args:
             request: ``model``, ``image`` (its name in the datastore) and, optionally, ``device``,
                 ``result_extension``, ``save_label`` and ``label_tag``. What else a client sends is left aside.
             datastore: that the image is in; default the server's.
+            upload: translate this file or folder, and no image of the datastore.
+            folder: for the result; default that of temporary files.
+            progress: is told how far it is, and asked whether to go on.
 
         Returns:
             ``file`` and ``params`` (see `TranslationTask`), and ``label``, the name under which the result was kept if
@@ -175,25 +261,43 @@ class TranslationApp(MONAILabelApp):
 
         Raises:
             HTTPException: 400, 404, 409 or 422, saying what is wrong.
+            CancelledTranslationError: if ``progress`` says that the result is no longer wanted.
         """
         datastore = datastore or self.datastore()
-        task = self._task(request.get("model"))
-        save, tag = bool(request.get("save_label", False)), _tag(request)
-        image = request.get("image")
-        path, known = self._find_image(image, datastore)
-        with _answering(422, path):
-            device = request_device(request.get("device"))
+        task, device, tag = self.check_infer(request)
+        path = str(upload) if upload else self._find_image(request.get("image"), datastore)
+        with answering(422, path):
             result_suffix(request.get("result_extension"), path)
-            if not os.path.isdir(path):
+            if not os.path.isdir(path):  # the series of a DICOM server, as it was fetched
+                check_volume(path, self.limit, None if upload else self.studies_folder)
                 check_images([path])
-        with _answering(409, task.weights):
+        with answering(409, task.weights):
             task.prepare(device)
-        with _answering(422, path, task.weights):
-            file, params = task({"image": path, "device": device, "result_extension": request.get("result_extension")})
+        asked = {"image": path, "device": device, "result_extension": request.get("result_extension")}
+        with answering(422, path, task.weights):
+            file, params = task({**asked, "result_dir": folder and str(folder)}, progress=progress)
         label = file
-        if save and known:
-            label = datastore.save_label(image, file, tag, {"model": request["model"], "params": params})
+        if bool(request.get("save_label", False)) and not upload:
+            label = datastore.save_label(request["image"], file, tag, {"model": request["model"], "params": params})
         return {"label": label, "tag": tag, "file": file, "params": params}
+
+    def check_infer(self, request: Mapping[str, Any]) -> tuple[TranslationTask, str, str]:
+        """Check what can be checked before a translation has its turn.
+
+        Args:
+            request: see `infer`.
+
+        Returns:
+            The task, the device and the tag for a result that is kept.
+
+        Raises:
+            HTTPException: 400, 404, 409 or 422, saying what is wrong.
+        """
+        task, tag = self._task(request.get("model")), tag_of(request)
+        with answering(422):
+            device = request_device(request.get("device"))
+            result_suffix(request.get("result_extension"), "")
+        return task, device, tag
 
     def infer_wsi(self, request: Mapping[str, Any], datastore: Any = None) -> None:
         """Refused.
@@ -219,13 +323,15 @@ class TranslationApp(MONAILabelApp):
         model = request.get("model")
         if method == "batch_infer":
             self._task(model)
-            tag = _tag(request)
-            images = request.get("images", "all")
-            if isinstance(images, list) and not all(is_name(image) for image in images):
-                raise HTTPException(400, f"images must be names of images in the studies, not paths, got {images}")
-            given = {name: request[name] for name in ("device", "max_batch_size") if name in request}
-            return {"model": model, "images": images, "label_tag": tag, **given}
+            tag = tag_of(request)
+            images = self._check_images(request.get("images", ALL))
+            size = request.get("max_batch_size", 0)
+            if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MOST_IMAGES:
+                raise HTTPException(400, f"max_batch_size must be a whole number in [0, {MOST_IMAGES}], got {size!r}")
+            given = {"device": self._check_device(request)} if request.get("device") else {}
+            return {"model": model, "images": images, "label_tag": tag, "max_batch_size": size, **given}
         if method == "train":
+            self.look_for_models()
             if model not in self._trainers:
                 raise HTTPException(404, f"there is no training of {model!r}, expected one of {list(self._trainers)}")
             try:
@@ -240,147 +346,106 @@ class TranslationApp(MONAILabelApp):
                     f"labels with the tag '{DefaultLabelTag.FINAL.value}'",
                 )
             trainer = self._trainers[model]
-            with _answering(409, trainer.weights):
+            with answering(409, trainer.weights):
                 trainer.check_start(chosen)
             chosen["tracking"] = "mlflow" if chosen["tracking"] else "None"
             return {"model": model, **chosen}
         return dict(request)
 
+    def _check_device(self, request: Mapping[str, Any]) -> str:
+        with answering(422):
+            return request_device(request["device"])
+
+    def _check_images(self, images: Any) -> Any:
+        """Which images a batch means, said without a doubt: otherwise it might be all."""
+        if isinstance(images, str) and images in WHICH_IMAGES:
+            return images
+        if not isinstance(images, list) or not images or not all(is_name(image) for image in images):
+            raise HTTPException(
+                400,
+                f"images must be one of {', '.join(WHICH_IMAGES)}, or a list of names of images in the studies, not of "
+                f"paths, got {one_line(repr(images), 200)}",
+            )
+        if len(images) > MOST_IMAGES or sum(len(image.encode()) for image in images) > LARGEST_INFO:
+            raise HTTPException(400, f"images must be at most {MOST_IMAGES} names, got {len(images)}; use '{ALL}'")
+        there = set(self.datastore().list_images())
+        unknown = [image for image in images if image not in there]
+        if unknown:
+            raise HTTPException(404, f"images names {one_line(unknown[:5], 200)}, which are not in the studies")
+        return list(dict.fromkeys(images))
+
+    def why_not_ready(self) -> list[str]:
+        """Why the server should not be sent requests now, without names and places; empty if it may."""
+        self.look_for_models()
+        faults = [task.fault for task in self._infers.values()]
+        reasons = []
+        if not faults:
+            reasons.append("no weights")
+        elif all(faults):
+            reasons.append("weights that cannot be used")
+        folders = [self._outputs] if self._trainers else []
+        if not self.studies.startswith(("http://", "https://")) and not settings.MONAI_LABEL_DATASTORE_READ_ONLY:
+            folders.append(Path(self.studies))
+        return reasons + find_obstacles(self.uploads or Path(tempfile.gettempdir()), folders, self._min_free)
+
     def on_init_complete(self) -> None:
-        """Put the guards up, once the server is there and before it answers."""
+        """Put the guards up, once the server is there and before it answers.
+
+        Raises:
+            ValueError: if it would let everybody in without anybody having said so.
+        """
+        check_listening(host_of_command(), self._token is not None, settings.MONAI_LABEL_AUTH_ENABLE, self._open)
         super().on_init_complete()
-        # Uploads lie in a folder of their own, so that they can be told from other files.
-        self._uploads = Path(tempfile.mkdtemp(prefix="label-uploads-")).resolve()
-        tempfile.tempdir = str(self._uploads)
-        atexit.register(shutil.rmtree, self._uploads, ignore_errors=True)
-        _guard_server(self._token)
-        _guard_tasks(self)
+        self.uploads = Path(tempfile.mkdtemp(prefix="label-uploads-")).resolve()
+        atexit.register(shutil.rmtree, self.uploads, ignore_errors=True)
+        login = self.conf.get("auth_issuer") or None, self.conf.get("auth_audience") or None
+        guard_server(self, Uploads(self.uploads, self.limit), self._token, self._open, *login)
 
     def _task(self, model: Any) -> TranslationTask:
-        if model not in self.bundles:
+        self.look_for_models()
+        if not isinstance(model, str) or model not in self.bundles:
             raise HTTPException(404, f"there is no model {model!r}, expected one of {list(self.bundles)}")
         if not _has_weights(self.bundles[model]):
             raise HTTPException(
                 409, f"the bundle {model!r} has no weights yet: train it, or put them into its {WEIGHTS.as_posix()}"
             )
         if model not in self._infers:
-            self._infers[model] = TranslationTask(self.bundles[model], self.conf)
+            raise HTTPException(409, f"the bundle {model!r} cannot be used; the server's log says why")
         return self._infers[model]
 
-    def _find_image(self, image: Any, datastore: Any) -> tuple[str, bool]:
-        """Path of an image, and whether it is one of the datastore's."""
-        if is_name(image) and image:
-            try:
-                path = datastore.get_image_uri(image)
-            except Exception as error:  # whatever a DICOMweb server, its client and a conversion raise
-                logger.exception("no image %s", image)
-                raise HTTPException(404, f"image {image!r} could not be fetched from the studies: {error}") from error
-            if path and os.path.exists(path):
-                return path, True
+    def _find_image(self, image: Any, datastore: Any) -> str:
+        """Path of an image of the datastore."""
+        if not is_name(image) or not image:
+            raise HTTPException(400, f"image must be the name of an image in the studies, not a path, got {image!r}")
+        try:
+            path = image_path(datastore, image)
+        except Exception as error:  # whatever a DICOMweb server, its client and a conversion raise
+            logger.exception("an image could not be fetched")
+            raise HTTPException(404, f"image {image!r} could not be fetched from the studies") from error
+        if not path or not os.path.exists(path):
             raise HTTPException(404, f"there is no image {image!r} in the studies")
-        sessions = Path(self._sessions.store_path).resolve() if self._sessions else None
-        if isinstance(image, str) and os.path.exists(image):
-            path = os.path.realpath(image)
-            if any(folder is not None and Path(path).is_relative_to(folder) for folder in (self._uploads, sessions)):
-                return path, False
-        raise HTTPException(400, f"image must be the name of an image in the studies, not a path, got {image!r}")
+        return path
 
 
 def _has_weights(bundle: Path) -> bool:
     return (bundle / WEIGHTS).is_file()
 
 
-def _tag(request: Mapping[str, Any]) -> str:
-    """The tag to keep results under; not one that leads elsewhere, nor the one that marks what training learns from."""
-    tag = request.get("label_tag") or DefaultLabelTag.ORIGINAL
-    tag = tag.value if isinstance(tag, DefaultLabelTag) else tag
-    if not is_name(tag):
-        raise HTTPException(400, f"label_tag must be a plain name, got {tag!r}")
-    if tag == DefaultLabelTag.FINAL.value:
-        raise HTTPException(
-            400, f"label_tag must not be '{tag}': training would take translated volumes for real ones; use 'original'"
-        )
-    return tag
+def _trains(bundle: Path) -> bool:
+    return (bundle / "configs" / "train.json").is_file()
 
 
-@contextmanager
-def _answering(status: int, *paths: str | Path) -> Iterator[None]:
-    """Answer with a status where a value is wrong, without the folders of paths: a client need not know them."""
+def _number(name: str, conf: Mapping[str, str], default: float, kind: type, least: float) -> Any:
+    """A number out of the settings."""
     try:
-        yield
-    except (ValueError, TypeError, RuntimeError) as error:
-        cause = first_cause(error)
-        if not isinstance(cause, ValueError):
-            raise
-        text = str(cause)
-        for path in paths:
-            text = text.replace(os.path.dirname(path) + os.sep, "")
-        raise HTTPException(status, text) from error
-
-
-def _guard_server(token: str | None) -> None:
-    """Put the guard in front of the running server.
-
-    MONAI Label builds its server before it reads any app, and lets every origin in where none is listed.
-    """
-    from monailabel.app import app as server
-    from monailabel.endpoints.user import auth
-
-    if isinstance(server.middleware_stack, Guard):
-        return
-    if hasattr(tarfile, "data_filter"):  # archives of sessions must not unpack to elsewhere
-        tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
-    server.add_exception_handler(json.JSONDecodeError, _answer_bad_json)
-    server.add_exception_handler(MONAILabelException, _answer_unknown)
-    for kind in (tarfile.TarError, shutil.ReadError):
-        server.add_exception_handler(kind, _answer_bad_archive)
-    if settings.MONAI_LABEL_AUTH_ENABLE:
-        # PyJWT wants to be told what it may accept; without it MONAI Label refuses every token.
-        auth.jwt = SimpleNamespace(decode=functools.partial(auth.jwt.decode, algorithms=["RS256"]))
-    origins = [str(origin) for origin in settings.MONAI_LABEL_CORS_ORIGINS]
-    if not origins:
-        server.user_middleware = [entry for entry in server.user_middleware if "CORS" not in entry.cls.__name__]
-    server.middleware_stack = Guard(
-        server.build_middleware_stack(), token, origins, others=settings.MONAI_LABEL_AUTH_ENABLE
-    )
-
-
-async def _answer_bad_json(request: Any, error: Exception) -> JSONResponse:
-    return JSONResponse({"detail": f"params must be JSON: {error}"}, 400)
-
-
-async def _answer_bad_archive(request: Any, error: Exception) -> JSONResponse:
-    return JSONResponse({"detail": f"the archive cannot be unpacked: {error}"}, 400)
-
-
-async def _answer_unknown(request: Any, error: Exception) -> JSONResponse:
-    return JSONResponse({"detail": str(getattr(error, "msg", error))}, 404)
-
-
-def _guard_tasks(app: TranslationApp) -> None:
-    """Check background tasks before they start; MONAI Label starts whatever it is told and lets it fail."""
-    from monailabel.utils.async_tasks.task import AsyncTask
-    from monailabel.utils.async_tasks.utils import tasks
-
-    start = AsyncTask.run
-
-    def run(
-        method: str,
-        request: dict[str, Any] | None = None,
-        params: dict[str, Any] | None = None,
-        force_sync: bool = False,
-        enqueue: bool = False,
-    ) -> Any:
-        if force_sync and method == "train":
-            raise HTTPException(400, "run_sync is not offered for training: ask GET /train/ how far it is")
-        checked = app.check_task(method, {**(params or {}), **(request or {})})
-        # MONAI Label looks at processes, and has none yet for a task that was submitted just now.
-        if not enqueue and any(task["status"] in ("SUBMITTED", "RUNNING") for task in tasks(method)):
-            return None, f"a task of the kind {method} is running already"
-        return start(method, checked, {}, force_sync, enqueue)
-
-    AsyncTask.run = staticmethod(run)
+        value = kind(conf.get(name) or default)
+    except ValueError:
+        value = None
+    if value is None or not least <= value < math.inf:
+        words = "a whole number" if kind is int else "a number"
+        raise ValueError(f"--conf {name} must be {words} of at least {least}, got {conf[name]!r}")
+    return value
 
 
 if __name__ == "__main__":
-    sys.exit("start it with: monailabel start_server --app pipeline/label_app --studies FOLDER --conf models reggan")
+    sys.exit("start it with: python -m pipeline.label_app.serve --studies FOLDER --models reggan")

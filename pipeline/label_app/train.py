@@ -20,6 +20,7 @@ from pipeline.errors import first_cause
 from pipeline.files import replacing
 from pipeline.io import name_of
 from pipeline.label_app.infer import WEIGHTS, request_device
+from pipeline.label_app.uploads import DEFAULT_LIMIT, check_volume
 from pipeline.metrics.catalogue import names_in
 from pipeline.models import MODEL, Model, file_digest
 from pipeline.packaging import PROVENANCE_FILE
@@ -28,6 +29,9 @@ from pipeline.provenance import redact
 STATS_FILE = "label_stats.json"
 DEFAULTS: dict[str, Any] = {"max_epochs": 11, "val_split": 0.2, "noise_level": 0, "pretrained": True}
 """Settings of a training that a client may give, beside ``device`` and ``tracking``."""
+
+MOST_EPOCHS = 100_000
+"""That a client may ask for."""
 
 
 def training_settings(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,8 +42,8 @@ def training_settings(request: Mapping[str, Any]) -> dict[str, Any]:
     """
     settings = {name: request.get(name, default) for name, default in DEFAULTS.items()}
     epochs, split, noise = settings["max_epochs"], settings["val_split"], settings["noise_level"]
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-        raise ValueError(f"max_epochs must be a whole number of at least 1, got {epochs!r}")
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or not 1 <= epochs <= MOST_EPOCHS:
+        raise ValueError(f"max_epochs must be a whole number in [1, {MOST_EPOCHS}], got {epochs!r}")
     if isinstance(split, bool) or not isinstance(split, int | float) or not 0 < split < 1:
         raise ValueError(f"val_split must lie in (0, 1), got {split!r}")
     if isinstance(noise, bool) or not isinstance(noise, int) or not 0 <= noise <= 5:
@@ -145,6 +149,7 @@ class TranslationTrainTask(BundleTrainTask):
         self.output_dir = output_dir
         self.tracking_uri = tracking_uri
         self.weights = Path(path) / WEIGHTS
+        self._limit = int(conf.get("max_volume_mb") or DEFAULT_LIMIT)
         super().__init__(str(path), conf, enable_tracking=True, load_strict=True)
 
     def config(self) -> dict[str, Any]:
@@ -208,6 +213,9 @@ class TranslationTrainTask(BundleTrainTask):
         settings = self._settings
         self.output_dir.mkdir(parents=True, exist_ok=True)
         pairs = [{**pair, "patient": name_of(pair["image"])} for pair in overrides["train#dataset#data"]]
+        for pair in pairs:  # before a library opens them, as with what is translated
+            for kind in ("image", "label"):
+                check_volume(pair[kind], self._limit)
         datalist = self.output_dir / "label_datalist.json"
         datalist.write_text(json.dumps({"training": pairs}, indent=2) + "\n")
         publisher = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,9 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -121,14 +122,16 @@ def start_server(
         host: str = "127.0.0.1",
         headers: dict[str, str] | None = None,
         environment: dict[str, str] | None = None,
+        prefix: Sequence[str] = (),
     ) -> Server:
         folder = tmp_path_factory.mktemp("server")
         port, log = free_port(), folder / "log.txt"
-        command = [Path(sys.executable).with_name("monailabel"), "start_server", "--app", app, "--studies", studies]
+        command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", app, "--studies", studies]
         command += ["--host", host, "--port", port, *options]
         variables = {
             **os.environ,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # its script runs "python"
+            # The checkout that these tests are of, wherever the environment was made for.
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
             "HOME": str(folder),  # MONAI Label keeps sessions and fetched images there
             "OMP_NUM_THREADS": "1",
             "http_proxy": "http://127.0.0.1:9",  # whoever asks the internet shall fail at once
@@ -138,7 +141,11 @@ def start_server(
         }
         with log.open("wb") as stream:
             process = subprocess.Popen(
-                [str(part) for part in command], cwd=folder, env=variables, stdout=stream, stderr=subprocess.STDOUT
+                [str(part) for part in (*prefix, *command)],
+                cwd=folder,
+                env=variables,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
             )
         server = Server(process, port, log, headers or {})
         running.append(server)
@@ -214,6 +221,57 @@ def bundles(copy_bundle: Callable[[Path], Path], phantom: Path, tmp_path_factory
     renamed = {f"other.{name}" if "generator" in name else name: value for name, value in weights.items()}
     torch.save(renamed, folder / "foreign" / "models" / "model.pt")
     return folder
+
+
+class Ward(NamedTuple):
+    """A server that is attacked, and all that it could reach.
+
+    Attributes:
+        server: that runs.
+        folder: with its ``studies``, ``bundles``, ``outputs`` and temporary files (``tmp``), and files of others.
+    """
+
+    server: Server
+    folder: Path
+
+    @property
+    def studies(self) -> Path:
+        return self.folder / "studies"
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "bundles" / "reggan" / "models" / "model.pt"
+
+    def outside(self) -> dict[str, str]:
+        """Every file that is not in the studies, with the digest of its content."""
+        home = self.server.log.parent
+        found = {}
+        for root in (self.folder, home):
+            for path in sorted(root.rglob("*")):
+                own = path.is_relative_to(self.studies) or path == self.server.log or "sessions" in path.parts
+                if path.is_file() and not own:
+                    found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+        return found
+
+
+@pytest.fixture(scope="session")
+def ward(
+    start_server: Callable[..., Server], studies: Path, bundles: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Ward:
+    """A server with studies, bundles and temporary files of its own."""
+    folder = tmp_path_factory.mktemp("ward")
+    (folder / "tmp").mkdir()
+    (folder / "secret").write_bytes(b"r" * 64)
+    (folder / "studies" / "labels" / "final").mkdir(parents=True)
+    for name in ("ras.nii.gz", "phantom_001.nii.gz", "labels/final/phantom_001.nii.gz"):
+        shutil.copy(studies / name, folder / "studies" / name)
+    for name in ("reggan", "bare"):
+        shutil.copytree(bundles / name, folder / "bundles" / name)
+    conf = {"models": "reggan,bare", "bundles": folder / "bundles", "output_dir": folder / "outputs"}
+    options = [part for name, value in conf.items() for part in ("--conf", name, str(value))]
+    options += ["--conf", "max_volume_mb", "16"]
+    server = start_server(folder / "studies", *options, environment={"TMPDIR": str(folder / "tmp")})
+    return Ward(server, folder)
 
 
 @pytest.fixture(scope="session")

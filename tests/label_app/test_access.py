@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import hmac
 import json
 import threading
 import time
@@ -41,6 +44,7 @@ def test_without_a_token_serves_its_own_machine_only():
     assert ask() == 200
     assert ask(client="::ffff:127.0.0.1", host="[::1]:8000") == 200
     assert ask(client="192.0.2.7") == 403
+    assert ask(client="testclient") == ask(host="testclient") == 403
     assert ask(host="rebound.example.org") == 403
     assert ask(client="192.0.2.7", guard={"others": True}) == 200
 
@@ -75,7 +79,54 @@ def test_what_the_server_does_not_do_is_refused():
     assert ask(query="image=a.b-c_1&output=image") == 200
     assert ask(query="output=dicom_seg") == 400
     assert ask(path="/reload") == 403
-    assert ask(path="/proxy/dicom/../patients") == 400
+    for dots in ("..", "%2e%2e", "%252e%252e", ".%25252e", "..\\..", "%5c..%5c"):
+        assert ask(path=f"/proxy/dicom/{dots}/patients") == 400
+    assert ask(path="/x/%" + "25" * 40 + "2e") == 400
+    assert ask(path="/info/\n") == ask(path="/info/\x1b") == ask(path="/info/%00") == 400
+    assert ask(path="/" + "x" * 9000) == ask(query="x" * 9000) == 414
+
+
+def test_no_request_is_larger_than_it_needs_to_be():
+    length = {"content-length": str(1 << 21)}
+    assert ask(path="/train/reggan", **length) == ask(path="/infer/reggan", method="GET", **length) == 413
+    assert ask(path="/infer/reggan", **length) == 200
+    assert ask(path="/infer/reggan", guard={"largest_file": 1 << 20}, **length) == 413
+    assert ask(path="/info/", **{"content-length": "-5"}) == ask(path="/info/", **{"content-length": "²"}) == 400
+
+    async def server(scope, receive, send):
+        while (await receive())["more_body"]:
+            pass
+
+    async def receive():
+        return {"type": "http.request", "body": bytes(1 << 20), "more_body": True}  # without saying how long it is
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/train/x", "client": ("127.0.0.1", 1)}
+    scope["headers"] = [(b"host", b"localhost")]
+    asyncio.run(Guard(server)(scope, receive, send))
+    assert sent[0]["status"] == 413
+
+
+def test_what_fails_is_answered_without_a_trace():
+    sent = []
+
+    async def server(scope, receive, send):
+        raise RuntimeError("/a/place of ours")
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/info/", "headers": [(b"host", b"localhost")]}
+    asyncio.run(Guard(server)(scope, None, send))
+    assert sent[0]["status"] == 500
+    assert b"place" not in sent[1]["body"]
+    sent.clear()
+    asyncio.run(Guard(server)({"type": "websocket", "path": "/info/", "headers": []}, None, send))
+    assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
 def test_token_files(tmp_path):
@@ -118,6 +169,17 @@ def test_server_with_a_token(monailabel, start_server, studies, bundles, tmp_pat
     assert "access-control-allow-origin" not in response.headers
 
 
+def forged_with_the_public_key(jwt, public, claims):
+    """A token that whoever verifies it by any algorithm takes for a signed one, since the key is public."""
+
+    def encode(content):
+        return base64.urlsafe_b64encode(content).rstrip(b"=")
+
+    signed = encode(json.dumps({"alg": "HS256", "typ": "JWT"}).encode()) + b"." + encode(json.dumps(claims).encode())
+    signature = hmac.new(public, signed, hashlib.sha256).digest()
+    return {"Authorization": f"Bearer {(signed + b'.' + encode(signature)).decode()}"}
+
+
 def test_server_with_the_authentication_of_monai_label(monailabel, start_server, studies, bundles):
     jwt = pytest.importorskip("jwt")
     rsa = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.rsa")
@@ -141,13 +203,23 @@ def test_server_with_the_authentication_of_monai_label(monailabel, start_server,
     realm = HTTPServer(("127.0.0.1", 0), Realm)
     threading.Thread(target=realm.serve_forever, daemon=True).start()
 
-    def token(role, key=private, algorithm="RS256", expires=600):
-        claims = {"preferred_username": "ada", "realm_access": {"roles": [role]}, "exp": time.time() + expires}
-        return {"Authorization": f"Bearer {jwt.encode(claims, key, algorithm=algorithm)}"}
+    address = f"http://127.0.0.1:{realm.server_port}"
+    good = {
+        "preferred_username": "ada",
+        "realm_access": {"roles": ["monailabel-user"]},
+        "iss": address,
+        "aud": "account",
+        "azp": "monailabel-app",
+    }
+
+    def token(key=private, algorithm="RS256", without=(), **changes):
+        claims = {**good, "exp": time.time() + 600, **changes}
+        content = json.dumps({name: value for name, value in claims.items() if name not in without}).encode()
+        return {"Authorization": f"Bearer {jwt.api_jws.encode(content, key, algorithm=algorithm)}"}
 
     environment = {
         "MONAI_LABEL_AUTH_ENABLE": "true",
-        "MONAI_LABEL_AUTH_REALM_URI": f"http://127.0.0.1:{realm.server_port}",
+        "MONAI_LABEL_AUTH_REALM_URI": address,
     }
     conf = ("--conf", "models", "reggan", "--conf", "bundles", str(bundles))
     server = start_server(studies, *conf, environment=environment)
@@ -157,10 +229,45 @@ def test_server_with_the_authentication_of_monai_label(monailabel, start_server,
 
     try:
         assert status({}) == 401
-        assert status(token("monailabel-user")) == 200
-        assert status(token("monailabel-user", expires=-600)) == 401
-        assert status(token("monailabel-user", key="k" * 64, algorithm="HS256")) == 401
-        assert status(token("monailabel-user", key=rsa.generate_private_key(65537, 2048))) == 401
-        assert status(token("monailabel-user"), "POST", "/train/reggan") == 403
+        assert status(token()) == status(token(aud="monailabel-app", azp="another")) == 200
+        assert status(token(aud=["another", "monailabel-app"])) == 200
+        assert status(token(), "POST", "/train/reggan") == 403
+        for headers in (
+            token(exp=time.time() - 600),
+            token(without=["exp"]),
+            token(exp="never"),
+            token(exp=None),
+            token(nbf=time.time() + 600),
+            token(iss=f"{address}/another"),
+            token(iss=[address]),
+            token(without=["iss"]),
+            token(aud="another"),
+            token(aud=["another", "account"]),
+            token(azp="another"),
+            token(without=["aud", "azp"]),
+            token(aud={"a": 1}),
+            token(without=["preferred_username"]),
+            token(preferred_username=["ada"]),
+            token(key=None, algorithm="none"),
+            token(key="k" * 64, algorithm="HS256"),
+            token(key=private, algorithm="RS512"),
+            token(key=rsa.generate_private_key(65537, 2048)),
+            forged_with_the_public_key(jwt, public, {**good, "exp": int(time.time() + 600)}),
+            *({"Authorization": f"Bearer {words}"} for words in ("a.b.c", "x" * 20000, "é", "", ".", "e30.e30.")),
+            {"Authorization": "Basic YTpi"},
+        ):
+            response = server.request("GET", "/info/", headers=headers)
+            assert response.status_code == 401, (headers, response.text)
+            assert isinstance(response.json()["detail"], str)
+        for roles in (
+            {"without": ["realm_access"]},
+            *({"realm_access": found} for found in (None, [], "x", {"roles": 5})),
+        ):
+            assert status(token(**roles)) == 403
+        assert status(token(realm_access={"roles": ["monailabel-user", 5, None]})) == 200
+        assert status({}, "POST", "/auth/token") == 400
+        login = server.request("POST", "/auth/token", data={"username": "ada", "password": "wrong"})
+        assert login.status_code in (401, 503), login.text
+        assert status(token(), "GET", "/auth/token/valid") == 200
     finally:
         realm.shutdown()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import shutil
 
@@ -101,7 +102,7 @@ def about(server, image):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_serves_one_model_after_the_other_as_offline(server, put, models, own_studies, offline, kind):
+def test_serves_one_model_after_the_other_as_offline(server, put, weights, models, own_studies, offline, kind):
     model = Model(models[kind])
     put(models[kind])
     response = server.translate("ras", model="changing")
@@ -116,7 +117,10 @@ def test_serves_one_model_after_the_other_as_offline(server, put, models, own_st
 
     said = about(server, "ras")
     low, high = model.recipe.target_window
+    version = json.loads((weights.parents[1] / "configs" / "metadata.json").read_text())["version"]
     assert said["model"] == {
+        "name": "changing",
+        "version": version,
         "method": KINDS[kind][0],
         "backbone": model.recipe["backbone"],
         "source_modality": "T1" if kind == "munit" else "T1-weighted MR",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import http.client
 import json
 import shutil
 import subprocess
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import nibabel as nib
 import numpy as np
@@ -21,6 +23,8 @@ PLUGINS = sorted(Path("/usr/share/orthanc/plugins").glob("libOrthancDicomWeb*"))
 pytestmark = pytest.mark.skipif(
     shutil.which("Orthanc") is None or not PLUGINS, reason="needs Debian's packages orthanc and orthanc-dicomweb"
 )
+USER, PASSWORD = "label", "only-the-server-knows"
+LOGIN = {"MONAI_LABEL_DICOMWEB_USERNAME": USER, "MONAI_LABEL_DICOMWEB_PASSWORD": PASSWORD}
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -35,7 +39,8 @@ def orthanc(free_port, tmp_path_factory):
         "IndexDirectory": str(folder / "storage"),
         "HttpPort": port,
         "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
+        "AuthenticationEnabled": True,
+        "RegisteredUsers": {USER: PASSWORD},
         "DicomServerEnabled": False,
         "Plugins": [str(PLUGINS[0])],
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
@@ -50,7 +55,7 @@ def orthanc(free_port, tmp_path_factory):
             assert process.poll() is None, (folder / "log.txt").read_text()[-2000:]
             assert time.monotonic() < deadline, (folder / "log.txt").read_text()[-2000:]
             try:
-                requests.get(f"{address}/dicom-web/studies", timeout=10).raise_for_status()
+                requests.get(f"{address}/dicom-web/studies", timeout=10, auth=(USER, PASSWORD)).raise_for_status()
                 break
             except requests.RequestException:
                 time.sleep(0.3)
@@ -88,18 +93,33 @@ def send_series(address, image):
         slice_.PixelData = np.ascontiguousarray(voxels[:, :, index].T).tobytes()
         buffer = pydicom.filebase.DicomBytesIO()
         pydicom.dcmwrite(buffer, slice_, write_like_original=False)
-        requests.post(f"{address}/instances", data=buffer.getvalue(), timeout=30).raise_for_status()
+        requests.post(f"{address}/instances", buffer.getvalue(), timeout=30, auth=(USER, PASSWORD)).raise_for_status()
     return str(series)
 
 
-def test_translates_a_series(orthanc, start_server, bundles, studies, offline, tmp_path):
+@pytest.fixture(scope="module")
+def whole(studies, tmp_path_factory):
+    """A volume of whole numbers, as a file."""
     source = nib.load(studies / "oblique.nii.gz")
-    whole = nib.Nifti1Image(np.rint(source.get_fdata()).astype(np.uint16), source.affine)
-    nib.save(whole, tmp_path / "whole.nii.gz")
-    series = send_series(orthanc, whole)
+    path = tmp_path_factory.mktemp("whole") / "whole.nii.gz"
+    nib.save(nib.Nifti1Image(np.rint(source.get_fdata()).astype(np.uint16), source.affine), path)
+    return path
 
+
+@pytest.fixture(scope="module")
+def series(orthanc, whole):
+    return send_series(orthanc, nib.load(whole))
+
+
+@pytest.fixture(scope="module")
+def server(orthanc, series, start_server, bundles, tmp_path_factory):
     conf = ("--conf", "models", "reggan", "--conf", "bundles", str(bundles))
-    server = start_server(f"{orthanc}/dicom-web", *conf)
+    temporary = tmp_path_factory.mktemp("temporary")
+    yield start_server(f"{orthanc}/dicom-web", *conf, environment={**LOGIN, "TMPDIR": str(temporary)})
+    assert list(temporary.rglob("*.nii.gz")) == []  # what was fetched is patients' data
+
+
+def test_translates_a_series(server, series, whole, bundles, offline):
     assert server.request("GET", "/datastore/").json()["total"] == 1
     response = server.translate(series, result_dtype="uint16")
     assert response.status_code == 200, response.text
@@ -113,11 +133,117 @@ def test_translates_a_series(orthanc, start_server, bundles, studies, offline, t
     np.testing.assert_allclose(served.get_fdata(), expected.get_fdata(), rtol=0, atol=1e-5)
 
     # That it is the right one shows in the volume that the series was made of.
-    made_of = offline(bundles / "reggan" / "models" / "model.pt", tmp_path / "whole.nii.gz")
+    made_of = offline(bundles / "reggan" / "models" / "model.pt", whole)
     here, there = (nib.as_closest_canonical(image) for image in (served, made_of))
     np.testing.assert_allclose(here.affine, there.affine, atol=1e-3)
     difference = np.abs(here.get_fdata() - there.get_fdata())
     assert difference.mean() < 1e-3 * np.ptp(there.get_fdata())
 
     assert server.translate("1.2.3.4").status_code == 404
-    assert server.request("GET", "/proxy/dicom/..%2Fpatients").status_code == 400
+
+
+def ask(server, path, method="GET", headers=None):
+    """Ask for exactly this address, which clients would tidy up."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    try:
+        connection.request(method, f"/proxy/dicom/{path}", headers=headers or {})
+        response = connection.getresponse()
+        return response.status, response.getheader("content-type"), response.read()
+    finally:
+        connection.close()
+
+
+def test_viewers_search_and_fetch_through_the_server(server, series):
+    status, kind, content = ask(server, "studies?limit=5&includefield=00081030&fuzzymatching=false")
+    assert (status, kind) == (200, "application/dicom+json"), content
+    (study,) = (entry["0020000D"]["Value"][0] for entry in json.loads(content))
+    for path in (
+        *("qido/studies", "series", f"series?SeriesInstanceUID={series}&Modality=MR", f"studies/{study}/series"),
+        *(f"studies/{study}/series/{series}/instances", f"qido/studies/{study}/series/{series}/metadata"),
+        f"wado/studies/{study}/metadata",
+    ):
+        status, _, content = ask(server, path)
+        assert (status, len(json.loads(content)) > 0) == (200, True), path
+    instance = json.loads(ask(server, f"studies/{study}/series/{series}/instances")[2])[0]["00080018"]["Value"][0]
+    frames = {"Accept": "multipart/related; type=application/octet-stream"}
+    path = f"studies/{study}/series/{series}/instances/{instance}/frames/1"
+    status, kind, content = ask(server, path, headers=frames)
+    assert (status, kind.split(";")[0]) == (200, "multipart/related")
+    assert len(content) > 1000
+    assert ask(server, "studies/1.2.3/metadata")[0] == 404
+    assert ask(server, "series?Modality=CT")[2].strip() in (b"[]", b"")
+
+
+ELSEWHERE = [
+    "system",
+    "patients",
+    "instances/x/file",
+    "tools/find",
+    "modalities",
+    "changes",
+    "plugins",
+    "app/explorer.html",
+]
+CLIMBING = [
+    *(
+        "..",
+        "%2e%2e",
+        ".%2e",
+        "%252e%252e",
+        "%25252e%25252e",
+        "%c0%ae%c0%ae",
+        "%e0%80%ae%e0%80%ae",
+        "%ef%bc%8e%ef%bc%8e",
+    ),
+    *(
+        "..%00",
+        "..;",
+        "..%5c",
+        "%255c..",
+        "%2e%2e%2f",
+        "%252e%252e%252f",
+        "..%252f..",
+        "....//",
+        "%u002e%u002e",
+        "%%32%65%%32%65",
+    ),
+]
+
+
+def test_nothing_else_of_the_dicom_server_is_reached(server, series):
+    paths = [*ELSEWHERE, *(f"{kind}/{path}" for path in ELSEWHERE for kind in ("wado", "qido", "stow"))]
+    paths += [
+        f"{start}{climb}/{path}" for climb in CLIMBING for path in ELSEWHERE[:4] for start in ("", "wado/", "studies/")
+    ]
+    paths += [f"studies/1.2.3/{climb}/{climb}/{climb}/system" for climb in CLIMBING]
+    paths += [
+        "studies/../../system",
+        "studies//../system",
+        "/studies/..",
+        "studies%3f/../system",
+        "studies%23/../system",
+    ]
+    paths += [
+        "studies/1.2.3/archive",
+        "studies/1.2.3/anonymize",
+        "stow/studies",
+        "servers",
+        "http://127.0.0.1/",
+        "@127.0.0.1",
+    ]
+    paths += [
+        "studies?limit=x",
+        "studies?a/b=1",
+        "studies?limit=1%0d%0aX:1",
+        "studies?" + "a=1&" * 200,
+        "studies/" + "1" * 500,
+    ]
+    paths += ["studies/1.2.3/series/1..2/metadata", "studies/١٢/metadata", "studies/1.2.3%20/metadata"]
+    for path in paths:
+        status, _, content = ask(server, path if path.isascii() else quote(path, safe="/"))
+        assert status in (400, 403, 404), (path, status, content[:200])
+        assert b"DicomAet" not in content, path
+        assert b"detail" in content, path
+    for method in ("POST", "PUT", "DELETE", "PATCH"):
+        for path in ("studies", "tools/find", "wado/studies", "%252e%252e/tools/find"):
+            assert ask(server, path, method)[0] in (400, 403, 404, 405)
