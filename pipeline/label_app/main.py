@@ -34,7 +34,7 @@ from pipeline.label_app.limits import LARGEST_INFO, one_line
 from pipeline.label_app.listening import auth_is_off, check_listening, host_of_command
 from pipeline.label_app.studies import AnyImage, Studies, image_path
 from pipeline.label_app.train import TranslationTrainTask, training_settings
-from pipeline.label_app.uploads import DEFAULT_LIMIT, Uploads, check_volume
+from pipeline.label_app.uploads import DEFAULT_LIMIT, Uploads, check_volume, own_folder
 from pipeline.label_app.worker import LONGEST_QUEUE, Progress, TranslationQueue
 
 SETTINGS = (
@@ -396,7 +396,7 @@ class TranslationApp(MONAILabelApp):
         """
         check_listening(host_of_command(), self._token is not None, settings.MONAI_LABEL_AUTH_ENABLE, self._open)
         super().on_init_complete()
-        self.uploads = Path(tempfile.mkdtemp(prefix="label-uploads-")).resolve()
+        self.uploads = own_folder(Path(tempfile.gettempdir()))
         atexit.register(shutil.rmtree, self.uploads, ignore_errors=True)
         login = self.conf.get("auth_issuer") or None, self.conf.get("auth_audience") or None
         guard_server(self, Uploads(self.uploads, self.limit), self._token, self._open, *login)

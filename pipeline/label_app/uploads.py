@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pipeline.files import ProcessLock
+
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 """Of the formats that are taken."""
 
@@ -26,6 +28,9 @@ DEFAULT_LIMIT = 1024
 
 NO_LIMIT = 1 << 40
 """Megabytes, for files of ours."""
+
+FOLDER, LOCK = "label-uploads-", ".lock"
+"""Beginning of the name of a server's folder for temporary files, and the file in it that the server holds locked."""
 
 _VOXEL = 4  # bytes: everything is translated in float32
 _BLOCK = 1 << 20
@@ -394,3 +399,22 @@ class Uploads:
             check_volume(path, self.limit)
         except VolumeFileError as error:
             raise VolumeFileError(f"the uploaded file: {str(error).removeprefix(f'{path.name}: ')}") from None
+
+
+def own_folder(parent: Path) -> Path:
+    """Make a folder for what is sent and answered, and remove those of servers that were killed.
+
+    Args:
+        parent: folder that they lie in.
+    """
+    for path in parent.glob(f"{FOLDER}*/{LOCK}"):
+        about = path.parent.lstat()
+        if path.is_symlink() or not stat.S_ISDIR(about.st_mode) or (os.name != "nt" and about.st_uid != os.getuid()):
+            continue
+        lock = ProcessLock(path)
+        if lock.acquire():  # which nobody holds any more
+            shutil.rmtree(path.parent, ignore_errors=True)
+            lock.release()
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER, dir=parent)).resolve()
+    ProcessLock(folder / LOCK).acquire()
+    return folder

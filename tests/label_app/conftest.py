@@ -29,6 +29,7 @@ from pipeline.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundles" / "reggan"
+APP = ROOT / "pipeline" / "label_app"
 SIZE = [64, 64]
 # What makes the networks small enough for a test, as in tests/bundles.
 TINY = {
@@ -118,7 +119,7 @@ def start_server(
     def start(
         studies: str | Path,
         *options: str,
-        app: Path = ROOT / "pipeline" / "label_app",
+        app: Path = APP,
         host: str = "127.0.0.1",
         headers: dict[str, str] | None = None,
         environment: dict[str, str] | None = None,
@@ -126,8 +127,8 @@ def start_server(
     ) -> Server:
         folder = tmp_path_factory.mktemp("server")
         port, log = free_port(), folder / "log.txt"
-        command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", app, "--studies", studies]
-        command += ["--host", host, "--port", port, *options]
+        program = ["pipeline.label_app.serve"] if app == APP else ["monailabel.main", "start_server", "--app", app]
+        command = [sys.executable, "-m", *program, "--studies", studies, "--host", host, "--port", port, *options]
         variables = {
             **os.environ,
             # The checkout that these tests are of, wherever the environment was made for.

@@ -61,7 +61,7 @@ def proxy(server, free_port, tmp_path_factory):
     command += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     command += ["-keyout", folder / "key.pem", "-out", folder / "cert.pem"]
     subprocess.run([str(part) for part in command], check=True, capture_output=True)
-    shown = subprocess.run([OPENSSL, "passwd", "-apr1", PASSWORD], check=True, capture_output=True, text=True).stdout
+    shown = subprocess.run([OPENSSL, "passwd", "-6", PASSWORD], check=True, capture_output=True, text=True).stdout
     (folder / "users").write_text(f"{USER}:{shown}")
     (folder / "token.conf").write_text(f'proxy_set_header Authorization "Bearer {TOKEN}";\n')
     text = re.sub(r"\n *listen \[::\].*", "", CONFIG.read_text())

@@ -5,12 +5,16 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import os
 import re
 import shutil
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -22,7 +26,10 @@ pytest.importorskip("monailabel", reason="needs the extra 'label': make label-te
 
 from pipeline.label_app.health import find_obstacles
 from pipeline.label_app.journal import Discretion, Pseudonyms, request_id, sound_id
+from pipeline.label_app.uploads import own_folder
 from pipeline.models import file_digest
+
+ROOT = Path(__file__).resolve().parents[2]
 
 TOKEN = "a-token-of-enough-characters"
 PATIENT, OTHER = "Mueller_Hans_19500101", "Meier Anna"
@@ -38,7 +45,7 @@ def own_studies(studies, tmp_path_factory):
     folder = tmp_path_factory.mktemp("own_studies")
     shutil.copy(studies / "ras.nii.gz", folder / f"{PATIENT}.nii.gz")
     source = nib.load(studies / "ras.nii.gz")
-    many = np.tile(source.get_fdata(dtype=np.float32), (1, 1, 40))
+    many = np.tile(source.get_fdata(dtype=np.float32), (1, 1, 24))
     nib.save(nib.Nifti1Image(many, source.affine), folder / f"{OTHER}.nii.gz")
     return folder
 
@@ -88,7 +95,7 @@ def voxels(response):
 
 def left_behind(temporary):
     """What translations have left of temporary files."""
-    return [path for path in temporary.glob("label-uploads-*/**/*") if path.is_file() or path.name.startswith("trans")]
+    return [path for path in temporary.glob("label-uploads-*/*") if path.name != ".lock"]
 
 
 def ask_in_thread(server, id_, image, **arguments):
@@ -315,8 +322,6 @@ def test_the_log_has_a_line_for_each_request_and_no_names(server, own_studies):
     server.request("GET", "/nowhere/at/all", headers=given)
     kept = server.translate(PATIENT, model="bare", save_label=True, label_tag="original")
     assert kept.status_code == 200
-    assert server.request("POST", "/batch/infer/bare", json={"images": [PATIENT]}).status_code == 200
-    assert server.wait_for("/batch/infer")["status"] == "DONE"
     wait_until(lambda: server.log.read_text().count("[look-for-this]") >= 3)
     log = server.log.read_text()
     lines = [line.partition("[look-for-this] ")[2] for line in log.splitlines() if "[look-for-this]" in line]
@@ -329,6 +334,30 @@ def test_the_log_has_a_line_for_each_request_and_no_names(server, own_studies):
     for name in (PATIENT, OTHER):
         assert name not in log
         assert name.split()[0].split("_")[0] not in log
+
+
+def test_what_a_killed_server_left_is_removed_by_the_next(tmp_path):
+    code = "import sys; from pathlib import Path; from pipeline.label_app.uploads import own_folder; "
+    command = [sys.executable, "-c", code + "print(own_folder(Path(sys.argv[1]))); sys.stdout.flush(); input()"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    started = {"env": environment, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    killed = subprocess.Popen([*command, str(tmp_path)], **started)
+    folders = [next(line.strip() for line in killed.stdout if str(tmp_path) in line)]
+    (Path(folders[0]) / "volume.nii").write_bytes(b"a patient's")
+    (tmp_path / "label-uploads-of-somebody-else").mkdir()
+    alive = subprocess.Popen([*command, str(tmp_path)], **started)
+    folders.append(next(line.strip() for line in alive.stdout if str(tmp_path) in line))
+    assert (Path(folders[0]) / "volume.nii").exists()  # that server lives
+    killed.kill()
+    killed.wait(SECONDS)
+    last = own_folder(tmp_path)
+    assert {str(path) for path in tmp_path.iterdir()} == {
+        str(tmp_path / "label-uploads-of-somebody-else"),
+        folders[1],
+        str(last),
+    }
+    alive.kill()
+    alive.wait(SECONDS)
 
 
 def test_names_become_numbers():

@@ -125,6 +125,7 @@ def test_batch_keeps_results_and_names_the_images_that_fail(server, studies, tra
     assert kept == {"ras.nii.gz", "lps.nii.gz", "oblique.nii.gz"}, status
     assert status["status"] == "ERROR"  # the broken one
     assert any("1 of 4 images were not translated" in line for line in status["details"])
+    assert "oblique" not in server.log.read_text()  # names of images are for clients, not for the log
     result = nib.load(studies / "labels" / "original" / "ras.nii.gz")
     assert result.get_data_dtype() == np.float32
     np.testing.assert_array_equal(result.get_fdata(), translated.get_fdata())
