@@ -11,10 +11,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from monai.bundle import ConfigParser
-from monai.transforms import SaveImage
 from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.utils.others.generic import name_to_device
@@ -23,8 +21,7 @@ from pipeline.bundle import check_image_size
 from pipeline.bundle import device as torch_device
 from pipeline.errors import first_cause
 from pipeline.inference.comparison import DIFFERENCES_KEY
-from pipeline.io import WRITABLE
-from pipeline.label_app.uploads import NO_LIMIT, check_volume
+from pipeline.io import WRITABLE, write_image
 from pipeline.label_app.worker import Progress
 from pipeline.models import Recipe, file_digest
 
@@ -217,11 +214,9 @@ class TranslationTask(BundleInferTask):
         suffix = result_suffix(extension or data.get("result_extension"), str(data.get("image_path", "")))
         descriptor, path = tempfile.mkstemp(suffix=suffix, dir=data.get("result_dir"))
         os.close(descriptor)
-        save = SaveImage(output_ext=suffix, output_dtype=np.float32, resample=False, print_log=False)
         try:
-            save(data[self.output_label_key], filename=path.removesuffix(suffix))
-            check_volume(path, NO_LIMIT)  # on a full disk some writers cut it short and say nothing
-        except (OSError, RuntimeError, ValueError) as error:
+            write_image(path, data[self.output_label_key], like=data[self.input_key])
+        except OSError as error:
             os.unlink(path)
             raise OSError(errno.ENOSPC, "the translated volume could not be written as a whole") from error
         warnings = data[self.input_key].meta.get(DIFFERENCES_KEY, [])
