@@ -23,8 +23,8 @@ from requests_toolbelt import MultipartEncoder
 
 from pipeline.label_app.access import Message
 from pipeline.label_app.bodies import Sent, file_of, form_of, name_in, object_of, refusing
-from pipeline.label_app.endpoints import session_image
 from pipeline.label_app.journal import CLIENT_CLOSED_REQUEST, request_id
+from pipeline.label_app.stored import session_image
 from pipeline.label_app.uploads import Uploads
 from pipeline.label_app.worker import (
     CancelledTranslationError,

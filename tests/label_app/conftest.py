@@ -254,6 +254,19 @@ class Ward(NamedTuple):
                     found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
         return found
 
+    def wait_until_tidy(self, before: dict[str, str]) -> None:
+        """Wait until all is as it was: the server cleans up once an answer is on its way."""
+        deadline = time.monotonic() + 10
+        while (now := self._outside_or_none()) != before and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert now == before
+
+    def _outside_or_none(self) -> dict[str, str] | None:
+        try:
+            return self.outside()
+        except FileNotFoundError:  # one that is being removed
+            return None
+
 
 @pytest.fixture(scope="session")
 def ward(

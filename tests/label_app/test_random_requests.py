@@ -314,7 +314,7 @@ def test_random_requests(ward, contents, count):
     print(f"{count} requests: {dict(sorted(statuses.items()))}")
     assert failures == []
     assert statuses[200] > count // 10
-    assert ward.outside() == before
+    ward.wait_until_tidy(before)
     assert ward.weights.read_bytes() == weights
     assert ward.server.request("GET", "/info/").status_code == 200
     assert [path for path in ward.studies.rglob(".*") if path.name != ".lock"] == []
