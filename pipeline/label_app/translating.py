@@ -134,11 +134,20 @@ class FolderResponse(FileResponse):
         self._folder = folder
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
-        """Send, and clean up."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
+        """Send, and clean up before the last byte: whoever has the answer knows that nothing else is left of it."""
+
+        async def clean_up() -> None:
             await asyncio.shield(run_in_threadpool(shutil.rmtree, self._folder, ignore_errors=True))
+
+        async def send_and_clean_up(message: Message) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                await clean_up()
+            await send(message)
+
+        try:
+            await super().__call__(scope, receive, send_and_clean_up)
+        finally:
+            await clean_up()
 
 
 def _asked(wanted: Mapping[str, Any], model: str, image: str, session_id: str, file: Sent | None) -> dict[str, Any]:
