@@ -133,7 +133,7 @@ class Guard:
         return self._refuse_stranger(scope, headers) or _refuse_path(scope) or self._refuse_size(scope, headers)
 
     def _largest(self, scope: Message) -> int:
-        with_file = scope["path"].startswith(WITH_FILES) and scope["method"] in ("POST", "PUT")
+        with_file = any(part in scope["path"] for part in WITH_FILES) and scope["method"] in ("POST", "PUT")
         return self._largest_file if with_file else LARGEST_JSON
 
     def _refuse_size(self, scope: Message, headers: dict[bytes, str]) -> tuple[int, str] | None:

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import psutil
 import pytest
 import requests
 
 pytest.importorskip("monailabel", reason="needs the extra 'label': make label-test")
+
+import psutil
 
 from pipeline.label_app.health import find_obstacles
 from pipeline.label_app.journal import Discretion, Pseudonyms, request_id, sound_id
