@@ -151,9 +151,12 @@ def _data_of_run(run_dir: Path) -> dict[str, Any]:
         ) from error
     kind = entries.pop("_target_", None)
     found = {name: config.get(value[1:]) if _is_reference(value) else value for name, value in entries.items()}
-    phantom = json.loads((bundle_dir() / "configs" / "train.json").read_text(encoding="utf-8"))["dataset_dir"]
-    if found.get("dataset_dir") == phantom:
+    # The defaults of train.json are ours, so that what they mean is known without running what a file says.
+    defaults = json.loads((bundle_dir() / "configs" / "train.json").read_text(encoding="utf-8"))
+    if found.get("dataset_dir") == defaults["dataset_dir"]:
         found["dataset_dir"] = ensure_phantom(project_dir() / "data" / "phantom")
+    if found.get("store") == defaults["store"]:
+        found["store"] = str(project_dir() / "outputs" / "store")
     code = [f"{name} {value!r}" for name, value in found.items() if value is not None and not _is_given(value)]
     if kind != LOADER:
         code.append(f"cases#_target_ {kind!r}")

@@ -146,7 +146,7 @@ def test_quick_preset(run, phantom, tmp_path):
     other = study(tmp_path, name="noise-study-quick", methods=["reggan"], noise={"affine": [5]}, steps=9)
     refused = run(words(phantom, tmp_path / "out", "--study", other))
     assert refused.returncode == 2
-    assert "holds a run of other settings: settings#decay_epochs is 0, now None" in refused.stderr
+    assert "holds a run of other settings: settings#fit is 'resize', now None" in refused.stderr
 
 
 @pytest.mark.parametrize("kind", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
