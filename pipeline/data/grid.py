@@ -93,7 +93,8 @@ def training_pixel_size(
         return None
     in_plane = [axis for axis in range(3) if axis != slice_axis]
     if given is not None:
-        sizes = [given] if isinstance(given, int | float) else [given[axis] for axis in in_plane]
+        # A model's spacing has -1 along its own slice axis; that another axis is given is for the recipe to refuse.
+        sizes = [given] if isinstance(given, int | float) else [size for size in given if size > 0]
         if len(set(sizes)) != 1 or isinstance(sizes[0], bool) or not 0 < sizes[0] < math.inf:
             raise ValueError(f"spacing must be the size of a pixel, a positive number of mm, got {given}")
         return float(sizes[0])
