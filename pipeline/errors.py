@@ -16,6 +16,13 @@ def first_cause(error: BaseException) -> BaseException:
     return error
 
 
+def innermost_cause(error: BaseException) -> BaseException:
+    """The error at the end of the chain, whoever wrapped it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def cause(error: BaseException) -> str:
     """An error's first cause and what it says: "ValueError: ..."."""
     first = first_cause(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import pickle
 import struct
@@ -354,6 +355,15 @@ def _unpack(file: BinaryIO, layout: struct.Struct, at: int, signature: bytes) ->
     file.seek(at)
     found = file.read(layout.size)
     return layout.unpack(found)[1:] if len(found) == layout.size and found.startswith(signature) else None
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal; ``hashlib.file_digest`` is there from Python 3.11 on only."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 class ProcessLock:

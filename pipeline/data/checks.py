@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from pipeline.data.store import open_store
-from pipeline.files import replacing
+from pipeline.errors import innermost_cause
+from pipeline.files import file_digest, replacing
 from pipeline.io import ImageError, read_image
 from transforms import UNMEASURED_KEY
 
@@ -235,7 +236,7 @@ def _inspect(path: str) -> FileReport:
         report.faults.append("is a folder, expected a file" if Path(path).is_dir() else "no such file")
         return report
     try:
-        report.digest = _hash_file(path)
+        report.digest = file_digest(path)
         image = read_image(path)
     except ImageError as error:
         report.faults.append(str(error))
@@ -256,19 +257,9 @@ def _inspect(path: str) -> FileReport:
 
 def _reason(error: BaseException) -> str:
     """Return the first cause of an error on one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    error = innermost_cause(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines)[:300]}" if lines else type(error).__name__
-
-
-def _hash_file(path: str) -> str:
-    """Return the SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(READ_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _check_values(values: torch.Tensor) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
@@ -140,8 +141,17 @@ def _describe(value: Any) -> Any:
     if isinstance(value, Randomizable) or package not in (*OWN, "monai") or not hasattr(value, "__dict__"):
         raise TypeError(f"{kind.__module__}.{kind.__qualname__}")
     source = ""
-    if package in OWN:  # the whole module, for the functions that it calls
-        source = hashlib.sha256(inspect.getsource(inspect.getmodule(kind) or kind).encode()).hexdigest()
+    if package in OWN:
+        source = _source_of_room(inspect.getfile(kind))
     # What MONAI's transforms keep for each thread, once they are called, is whether they trace.
     state = {name: entry for name, entry in vars(value).items() if not isinstance(entry, threading.local)}
     return [kind.__module__, kind.__qualname__, source, _describe(state)]
+
+
+@functools.cache
+def _source_of_room(file: str) -> str:
+    """A digest of all sources in a file's folder: a transform calls the functions of its neighbours."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(file).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

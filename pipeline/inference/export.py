@@ -21,6 +21,7 @@ from monai.transforms import Compose
 from monai.utils import optional_import
 from torch import Tensor, nn
 
+from pipeline.files import verify_zip
 from pipeline.inference.onnx import OnnxError, OnnxNetwork
 from pipeline.inference.seal import PLACEHOLDER, SEAL, seal
 from pipeline.inference.slices import BACKGROUND
@@ -133,9 +134,9 @@ class Exporter:
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists already")
         kinds: dict[str, tuple[Callable[[Path], int], Callable[[str], Any]]] = {
-            ".ts": (self._write_torchscript, torch.jit.load),
+            ".ts": (self._write_torchscript, _verified(torch.jit.load)),
             ".onnx": (self._write_onnx, OnnxNetwork),
-            ".pt2": (self._write_program, lambda file: torch.export.load(file).module()),
+            ".pt2": (self._write_program, _verified(lambda file: torch.export.load(file).module())),
         }
         write, read = kinds[path.suffix]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -216,6 +217,16 @@ class Exporter:
         free = self.network.only_size is None
         sizes = {2 + n: torch.export.Dim(axis, min=least) for n, axis in enumerate(axes) if free}
         return ({0: torch.export.Dim("batch"), **sizes},)
+
+
+def _verified(load: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Look at the checksums of a file before it is loaded: neither of these loaders does."""
+
+    def read(path: str) -> Any:
+        verify_zip(path)
+        return load(path)
+
+    return read
 
 
 class _SteadyInstanceNorm(nn.Module):

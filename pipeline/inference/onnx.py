@@ -46,7 +46,8 @@ class OnnxModel:
             raise OnnxError(
                 f"checkpoint {self.path} does not exist; scripts/export.py makes an ONNX file of a model.pt"
             )
-        found = _session(self.path, "cpu").get_modelmeta().custom_metadata_map
+        self._session = _session(self.path, "cpu")
+        found = self._session.get_modelmeta().custom_metadata_map
         missing = [name for name in NEEDED if name not in found]
         if missing:
             raise OnnxError(
@@ -66,7 +67,7 @@ class OnnxModel:
         """
         if settings_of_use:
             raise OnnxError(f"{self.path} has its style fixed; give {', '.join(settings_of_use)} when it is exported")
-        return OnnxNetwork(self.path, self.minimum_size)
+        return OnnxNetwork(self.path, self.minimum_size, self._session)
 
     def baselines(self, device: torch.device | str = "cpu") -> dict[str, Any]:
         """What to score beside it: the source as it is."""
@@ -81,6 +82,7 @@ class OnnxNetwork(nn.Module):
     Args:
         path: file written by ``scripts/export.py``.
         minimum_size: smallest size of an image along any axis.
+        session: ONNX Runtime's session of the file on the CPU, if it is open already.
 
     Raises:
         OnnxError: ONNX Runtime is not installed or cannot read the file, the file is damaged, or its inputs and outputs
@@ -90,11 +92,11 @@ class OnnxNetwork(nn.Module):
     registration = None
     place: Tensor
 
-    def __init__(self, path: str | Path, minimum_size: int = 1) -> None:
+    def __init__(self, path: str | Path, minimum_size: int = 1, session: Any = None) -> None:
         super().__init__()
         self.path, self.minimum_size = Path(path), minimum_size
         self.register_buffer("place", torch.empty(0), persistent=False)  # goes where the network is moved to
-        self._session, self._runs_on = _session(self.path, "cpu"), "cpu"
+        self._session, self._runs_on = session or _session(self.path, "cpu"), "cpu"
         names = [
             [entry.name for entry in entries] for entries in (self._session.get_inputs(), self._session.get_outputs())
         ]

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.label_app.access import App, Message, Receive, Send
 
@@ -67,11 +68,12 @@ class Health:
         if scope["type"] != "http" or scope["path"] not in (LIVE, READY) or scope["method"] not in ("GET", "HEAD"):
             await self.app(scope, receive, send)
             return
-        status, answer = 200, {"status": "live"}
+        status = 200
+        answer: dict[str, Any] = {"status": "live"}
         if scope["path"] == READY:
             reasons = await asyncio.to_thread(self._ask)
             status = 503 if reasons else 200
-            answer = {"status": "not ready" if reasons else "ready", "reasons": reasons}  # type: ignore[dict-item]
+            answer = {"status": "not ready" if reasons else "ready", "reasons": reasons}
         body = json.dumps(answer).encode()
         headers = [
             (b"content-type", b"application/json"),

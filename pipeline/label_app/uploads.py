@@ -26,9 +26,6 @@ SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 DEFAULT_LIMIT = 1024
 """Megabytes (2**20 bytes) that a volume may have in float32, and an upload as it comes."""
 
-NO_LIMIT = 1 << 40
-"""Megabytes, for files of ours."""
-
 FOLDER, LOCK = "label-uploads-", ".lock"
 """Beginning of the name of a server's folder for temporary files, and the file in it that the server holds locked."""
 

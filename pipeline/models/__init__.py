@@ -1,5 +1,6 @@
 """Models: weights that carry their recipe, which says how they were made and are to be used."""
 
+from pipeline.files import file_digest
 from pipeline.models.errors import ContradictionError, ModelError
 from pipeline.models.reading import (
     BEST,
@@ -9,7 +10,6 @@ from pipeline.models.reading import (
     CheckpointError,
     Model,
     check_signature,
-    file_digest,
     load_checkpoint,
     load_strictly,
     refuse_unsound,

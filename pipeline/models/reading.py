@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -126,15 +125,6 @@ def refuse_unsound(state: Mapping[str, Any], path: str | Path) -> None:
         check_finite(state, path)
     except UnreadableFileError as error:
         raise CheckpointError(str(error)) from error
-
-
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def load_strictly(network: nn.Module, state: Mapping[str, Any], path: str | Path) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from pipeline.files import file_digest
 from pipeline.models.describing import describe_class, unfold
 from pipeline.models.errors import ContradictionError, ModelError
-from pipeline.models.reading import BEST, EXTRA_STATE, CheckpointError, Model, file_digest, load_checkpoint
+from pipeline.models.reading import BEST, EXTRA_STATE, CheckpointError, Model, load_checkpoint
 from pipeline.models.recipe import Recipe
 from pipeline.networks import PatchDiscriminator
 from pipeline.translators import Translator, find_translator

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from pipeline.data.checks import inspect_all
 from pipeline.data.store import VolumeStore, fingerprint, open_store
+from pipeline.errors import innermost_cause
 from pipeline.io import name_of
 from transforms import CROPPED_KEY, DESCRIPTION_KEY, WINDOW_KEY, extract_slices, foreground_shares
 
@@ -174,10 +175,7 @@ class SliceDataset(Dataset):
             # Threads share the transforms: those that are not safe in several threads are copied by Compose.
             pair = transform(dict(item), threading=True) if isinstance(transform, Compose) else transform(dict(item))
         except Exception as error:
-            cause: BaseException = error
-            while cause.__cause__ is not None:
-                cause = cause.__cause__
-            raise RuntimeError(f"preprocessing {name} failed: {cause}") from error
+            raise RuntimeError(f"preprocessing {name} failed: {innermost_cause(error)}") from error
         metas = {key: getattr(pair[key], "meta", {}) for key in ("image", "label")}
         image = convert_to_tensor(pair["image"], dtype=torch.float32, track_meta=False)
         label = convert_to_tensor(pair["label"], dtype=torch.float32, track_meta=False)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from monai.transforms import Compose, Lambdad, RandFlipd
 
-from pipeline.data import SliceDataset, check_cases, checks
+from pipeline.data import SliceDataset, check_cases, checks, store
 from pipeline.data.store import VolumeStore, fingerprint, open_store
 from pipeline.io import ReadImaged, read_image
 from transforms import DescribeVolumed, ResampleInPlaned, ScaleMRIntensityd
@@ -151,3 +151,12 @@ def test_a_failed_write_is_told_and_leaves_nothing(tmp_path, monkeypatch):
 
 def test_no_store():
     assert open_store(None) is open_store("none") is None
+
+
+def test_a_changed_neighbour_of_a_transform_counts(tmp_path):
+    """A transform calls the functions of other files in its folder."""
+    (tmp_path / "mine.py").write_text("x = 1\n")
+    (tmp_path / "helper.py").write_text("y = 1\n")
+    before = store._source_of_room.__wrapped__(str(tmp_path / "mine.py"))
+    (tmp_path / "helper.py").write_text("y = 2\n")
+    assert store._source_of_room.__wrapped__(str(tmp_path / "mine.py")) != before
