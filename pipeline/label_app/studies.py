@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import random
 import shutil
 import stat
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +53,23 @@ def image_path(datastore: Any, image: str) -> str:
     return path
 
 
+def _alone(method: Callable[..., Any]) -> Callable[..., Any]:
+    """One thread at a time in a datastore."""
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._guard:
+            return method(self, *args, **kwargs)
+
+    return call
+
+
 class Studies(LocalDatastore):
     """MONAI Label's datastore of a folder, which keeps files whole or not at all.
 
-    Links that lead out of the folder, pipes, devices and files of other formats are not seen.
+    Links that lead out of the folder, pipes, devices and files of other formats are not seen. Requests and the watcher
+    of the folder may call it at once: MONAI Label's own iterates over what another thread changes meanwhile, which
+    fails the request, or ends the watcher for good.
 
     Args:
         folder: of the studies.
@@ -64,6 +79,7 @@ class Studies(LocalDatastore):
 
     def __init__(self, folder: str, auto_reload: bool = False, read_only: bool = False) -> None:
         self.folder = os.path.abspath(folder)
+        self._guard = threading.RLock()
         extensions = [f"*{suffix}" for suffix in SUFFIXES]
         super().__init__(folder, extensions=extensions, auto_reload=auto_reload, read_only=read_only)
         if auto_reload and hasattr(self, "_handler"):
@@ -189,6 +205,15 @@ class Studies(LocalDatastore):
         with replacing(self._datastore_config_path) as path:
             path.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")
         self._config_ts = os.stat(self._datastore_config_path).st_mtime
+
+
+for _name in (
+    *("add_image", "save_label", "remove_image", "remove_label", "update_image_info", "update_label_info"),
+    *("refresh", "_reconcile_datastore", "_init_from_datastore_file", "_update_datastore_file", "datalist", "status"),
+    *("json", "list_images", "get_labeled_images", "get_unlabeled_images", "get_image_uri", "get_label_uri"),
+    *("get_image_info", "get_label_info", "get_labels_by_image_id"),
+):
+    setattr(Studies, _name, _alone(getattr(Studies, _name)))
 
 
 class AnyImage(Random):
