@@ -357,6 +357,11 @@ def _unpack(file: BinaryIO, layout: struct.Struct, at: int, signature: bytes) ->
     return layout.unpack(found)[1:] if len(found) == layout.size and found.startswith(signature) else None
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def file_digest(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal; ``hashlib.file_digest`` is there from Python 3.11 on only."""
     digest = hashlib.sha256()

@@ -18,7 +18,7 @@ import torch
 
 from pipeline.data.store import open_store
 from pipeline.errors import innermost_cause
-from pipeline.files import file_digest, replacing
+from pipeline.files import cores, file_digest, replacing
 from pipeline.io import ImageError, read_image
 from transforms import UNMEASURED_KEY
 
@@ -176,7 +176,7 @@ def inspect_all(paths: Sequence[str], store: str | os.PathLike[str] | None = Non
     """
     opened = open_store(store)
     remembered = {} if opened is None else _recall(opened.folder / INDEX)
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=cores()) as pool:
         reports = dict(zip(paths, pool.map(_look_once, paths), strict=True))
     if opened is not None:
         sound = {key: _KNOWN[key] for key in map(_key, paths) if key in _KNOWN and not _KNOWN[key].faults}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,14 +31,48 @@ VERSION = 1
 OWN = ("transforms", "pipeline")
 """Packages whose classes are known by their source; those of MONAI are by its version."""
 
+_BEGUN = ".writing-"
+_ABANDONED = 24 * 3600.0  # seconds; longer than any pair takes to be written
+
 logger = logging.getLogger(__name__)
 
 
-class StoredPair(NamedTuple):
-    """A preprocessed pair: its volumes (N, C, H, W), slices first, and plain values about it."""
+@dataclass(frozen=True)
+class StoredVolume:
+    """A volume (N, C, H, W) in a file of NumPy's format; ``volume[row]`` reads that slice.
 
-    image: np.ndarray
-    label: np.ndarray
+    Not a memory map: of one, every page that was looked at counts as the process's memory, which grows with the data.
+    """
+
+    path: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @classmethod
+    def of(cls, path: Path) -> StoredVolume:
+        """The volume in that file.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is damaged.
+        """
+        volume = np.load(path, mmap_mode="r")
+        return cls(path, volume.offset, volume.shape, volume.dtype)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """The slice (C, H, W), in memory of its own."""
+        shape = self.shape[1:]
+        count = math.prod(shape)
+        start = self.offset + row * count * self.dtype.itemsize
+        return np.fromfile(self.path, self.dtype, count, offset=start).reshape(shape)
+
+
+class StoredPair(NamedTuple):
+    """A preprocessed pair: its volumes, slices first, and plain values about it."""
+
+    image: StoredVolume
+    label: StoredVolume
     about: dict[str, Any]
 
 
@@ -50,6 +88,7 @@ class VolumeStore:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(str(folder)).expanduser().absolute()
+        self._tidied = False
 
     @staticmethod
     def key(*made_of: Any) -> str:
@@ -57,11 +96,11 @@ class VolumeStore:
         return hashlib.sha256(json.dumps([VERSION, *made_of]).encode()).hexdigest()[:32]
 
     def get(self, key: str) -> StoredPair | None:
-        """The pair of that key, its volumes as maps of their files; None where there is none that can be read."""
+        """The pair of that key; None where there is none that can be read."""
         place = self.folder / key
         try:
             about = json.loads((place / "about.json").read_text(encoding="utf-8"))
-            image, label = (np.load(place / f"{name}.npy", mmap_mode="r") for name in ("image", "label"))
+            image, label = (StoredVolume.of(place / f"{name}.npy") for name in ("image", "label"))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -82,7 +121,8 @@ class VolumeStore:
             OSError: it cannot be written; nothing is left of it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".writing-") as beside:
+        self._remove_leftovers()
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=_BEGUN) as beside:
             whole = Path(beside) / key
             whole.mkdir()
             for name, volume in (("image", image), ("label", label)):
@@ -98,6 +138,16 @@ class VolumeStore:
         if pair is None:
             raise OSError(f"{self.folder / key} could not be written; choose another folder with --store, or none")
         return pair
+
+    def _remove_leftovers(self) -> None:
+        """Remove, once, what processes that were killed had begun to write."""
+        if self._tidied:
+            return
+        self._tidied = True
+        for path in self.folder.glob(f"{_BEGUN}*"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _ABANDONED:
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def open_store(folder: str | os.PathLike[str] | None) -> VolumeStore | None:

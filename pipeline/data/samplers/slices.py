@@ -19,12 +19,16 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from pipeline.data.checks import inspect_all
-from pipeline.data.store import VolumeStore, fingerprint, open_store
+from pipeline.data.store import StoredVolume, VolumeStore, fingerprint, open_store
 from pipeline.errors import innermost_cause
+from pipeline.files import cores
 from pipeline.io import name_of
 from transforms import CROPPED_KEY, DESCRIPTION_KEY, WINDOW_KEY, extract_slices, foreground_shares
 
 __all__ = ["SliceDataset"]
+
+SILENCE = 5.0
+"""Seconds after which the preprocessing begins to say how far it is."""
 
 logger = logging.getLogger(__name__)
 
@@ -33,16 +37,16 @@ logger = logging.getLogger(__name__)
 class _Volume:
     """What is kept of one pair.
 
-    Its slices ``(N, 1, H, W)`` (all of them as maps of files, or those that are filled as tensors), the filled ones'
-    places in these and along the axis that counts slices, and where they come from.
+    Its slices ``(N, 1, H, W)`` (all of them in the store, or those that are filled as tensors), the filled ones' places
+    in these and along the axis that counts slices, and where they come from.
     """
 
     name: str
     case: str
     rows: list[int]
     indices: list[int]
-    image: torch.Tensor | np.ndarray
-    label: torch.Tensor | np.ndarray
+    image: torch.Tensor | StoredVolume
+    label: torch.Tensor | StoredVolume
     window: tuple[float, float] | None
     description: dict[str, Any] | None
 
@@ -65,8 +69,8 @@ class SliceDataset(Dataset):
         background: intensity at and below which a pixel counts as background.
         slice_transform: applied to an item's dictionary whenever it is asked for (random augmentation, say); `clean`
             is without it.
-        num_workers: threads that preprocess volumes; 0 works in the calling thread.
-        progress: whether to show a progress bar while preprocessing.
+        num_workers: threads that preprocess volumes, by default one for each core; 0 works in the calling thread.
+        progress: whether to say how far the preprocessing is, where it takes longer than some seconds.
         store: folder that keeps preprocessed volumes (see `pipeline.data.store`), so that memory does not grow with the
             data, and who starts again with the same files and the same ``transform`` reads and computes nothing; None
             keeps them in memory. A ``transform`` whose work cannot be told from its arguments is not stored.
@@ -89,14 +93,15 @@ class SliceDataset(Dataset):
         min_foreground: float = 0.05,
         background: float = -1.0,
         slice_transform: Callable[[dict[str, Any]], Any] | None = None,
-        num_workers: int = 2,
-        progress: bool = False,
+        num_workers: int | None = None,
+        progress: bool = True,
         store: str | os.PathLike[str] | None = None,
     ) -> None:
         if isinstance(data, Mapping) or not all(isinstance(item, Mapping) for item in data):
             raise ValueError('data must be one list of {"image": path, "label": path}, such as cases["training"]')
         if not data:
             raise ValueError("data is empty, expected at least one pair")
+        num_workers = cores() if num_workers is None else num_workers
         if num_workers < 0:
             raise ValueError(f"num_workers must not be negative, got {num_workers}")
         for index, item in enumerate(data):
@@ -122,7 +127,15 @@ class SliceDataset(Dataset):
     ) -> list[_Volume]:
         """Preprocess all pairs, in order."""
         load = partial(self._load, transform=transform)
-        bar = partial(tqdm, total=len(data), desc="preprocessing volumes", unit="volume", disable=not progress)
+        bar = partial(
+            tqdm,
+            total=len(data),
+            desc="preprocessing volumes",
+            unit="volume",
+            disable=not progress,
+            delay=SILENCE,
+            mininterval=SILENCE,
+        )
         if num_workers == 0:
             return list(bar(map(load, data)))
         with ThreadPoolExecutor(max_workers=min(num_workers, len(data))) as pool:
@@ -283,6 +296,6 @@ class SliceDataset(Dataset):
         return item | {key: convert_to_tensor(item[key], track_meta=False) for key in ("image", "label")}
 
 
-def _slice(slices: torch.Tensor | np.ndarray, row: int) -> torch.Tensor:
+def _slice(slices: torch.Tensor | StoredVolume, row: int) -> torch.Tensor:
     """One slice; that of a file is read into memory of its own."""
-    return torch.from_numpy(np.array(slices[row])) if isinstance(slices, np.ndarray) else slices[row]
+    return torch.from_numpy(slices[row]) if isinstance(slices, StoredVolume) else slices[row]

@@ -284,8 +284,11 @@ def test_loader_collates_batches(make_pair, num_workers):
     assert batch["slice"].tolist() == [2, 3, 4, 2]
 
 
-def test_progress_is_shown_on_request(make_pair, capsys):
-    SliceDataset([make_pair("a")], preprocessing(), progress=True)
-    assert "preprocessing volumes" in capsys.readouterr().err
+def test_progress_is_said_where_it_takes_long(make_pair, capsys, monkeypatch):
     SliceDataset([make_pair("a")], preprocessing())
     assert capsys.readouterr().err == ""
+    monkeypatch.setattr("pipeline.data.samplers.slices.SILENCE", 0.0)
+    SliceDataset([make_pair("a")], preprocessing(), progress=False)
+    assert capsys.readouterr().err == ""
+    SliceDataset([make_pair("a")], preprocessing())
+    assert "preprocessing volumes" in capsys.readouterr().err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -136,6 +138,33 @@ def test_a_damaged_pair_is_made_anew(data, tmp_path):
     assert_same(build(data, None), build(data, store))
     for path in store.glob("*/about.json"):
         json.loads(path.read_text())
+
+
+def test_a_pair_that_was_cut_off_is_made_anew(data, tmp_path):
+    store = tmp_path / "store"
+    build(data, store)
+    for path in store.glob("*/label.npy"):
+        path.write_bytes(path.read_bytes()[:-7])
+    assert_same(build(data, None), build(data, store))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="needs Linux' list of what a process maps")
+def test_memory_does_not_grow_with_what_was_looked_at(data, tmp_path):
+    """Pages of a file that is mapped count as the process's memory."""
+    dataset = build(data, tmp_path / "store")
+    items = [dataset[index] for index in range(len(dataset))]
+    assert items
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
+def test_what_killed_processes_left_is_removed(data, tmp_path):
+    old, new = (tmp_path / "store" / f".writing-{name}" for name in ("old", "new"))
+    for path in (old, new):
+        (path / "key").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    build(data, tmp_path / "store")
+    assert not old.exists()
+    assert new.exists()  # another process may be at it
 
 
 def test_a_failed_write_is_told_and_leaves_nothing(tmp_path, monkeypatch):
