@@ -3,12 +3,14 @@
 from pipeline.data.checks import DataError, check_cases, check_images
 from pipeline.data.datalist import Cases, load_cases
 from pipeline.data.grid import training_pixel_size, training_slice_axis
+from pipeline.data.pairs import PairDataset
 from pipeline.data.phantom import ensure_phantom, make_phantom
 from pipeline.data.samplers import SliceDataset
 
 __all__ = [
     "Cases",
     "DataError",
+    "PairDataset",
     "SliceDataset",
     "check_cases",
     "check_images",

@@ -287,7 +287,7 @@ def test_loader_collates_batches(make_pair, num_workers):
 def test_progress_is_said_where_it_takes_long(make_pair, capsys, monkeypatch):
     SliceDataset([make_pair("a")], preprocessing())
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("pipeline.data.samplers.slices.SILENCE", 0.0)
+    monkeypatch.setattr("pipeline.data.pairs.SILENCE", 0.0)
     SliceDataset([make_pair("a")], preprocessing(), progress=False)
     assert capsys.readouterr().err == ""
     SliceDataset([make_pair("a")], preprocessing())
