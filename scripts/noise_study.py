@@ -48,6 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--devices", nargs="+", default=["auto"], help="where they run, in turns, such as cuda:0 cuda:1 (default: auto)"
     )
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS", help="run the cells on a Dask cluster that is there, such as tcp://node:8786"
+    )
     parser.add_argument("--tracking-uri", help="MLflow store (default: outputs/mlflow.db; none for no tracking)")
     parser.add_argument("--list", action="store_true", help="list the cells and what is done of them, and stop")
     parser.add_argument("--report", action="store_true", help="only write the report of what is finished, and stop")
@@ -77,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tracking_uri=options.tracking_uri,
             command=" ".join(command),
             only_report=options.report,
+            scheduler=options.scheduler,
         )
     except (ValueError, RuntimeError) as error:
         parser.error(str(error))

@@ -28,6 +28,7 @@ FLOORS = [
         "pipeline.metrics",
         "pipeline.files",
         "pipeline.errors",
+        "pipeline.jobs",
         "pipeline.io",
         "pipeline.provenance",
     },

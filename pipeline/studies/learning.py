@@ -14,9 +14,9 @@ from ignite.engine import Events
 
 from pipeline.errors import cause, last_lines
 from pipeline.files import replacing
+from pipeline.jobs import output_into, run_all
 from pipeline.methods import METHODS
 from pipeline.metrics.catalogue import names_in
-from pipeline.studies.processes import output_into, run_all
 from pipeline.studies.tasks import Task, cell, finish, say
 from pipeline.workflow import ConfigWorkflow
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import replacing
+from pipeline.jobs import output_into
 from pipeline.methods import METHODS
 from pipeline.reporting.tables import markdown_table
-from pipeline.studies.processes import output_into
 from pipeline.tracking.sender import make_client, prepare_environment
 
 LONGEST_CELL = 120

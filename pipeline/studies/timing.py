@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pipeline.engines import TranslationTrainer
-from pipeline.studies.processes import in_own_process
 from pipeline.translators import Translator
 
 Work = Callable[[], Any]
@@ -67,7 +68,8 @@ def peak_memory(make_step: Callable[..., Work], *arguments: Any, device: torch.d
         device: that the step runs on; of a GPU, its memory is measured, or else what the process takes beyond what it
             had.
     """
-    return in_own_process(_peak_memory, make_step, arguments, device, threads=None)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak_memory, make_step, arguments, device).result()
 
 
 def _peak_memory(make_step: Callable[..., Work], arguments: tuple[Any, ...], device: torch.device) -> float:

@@ -14,9 +14,9 @@ import torch
 
 from pipeline.errors import cause, last_lines
 from pipeline.inference import find_volumes
+from pipeline.jobs import output_into, run_all
 from pipeline.methods import METHODS
 from pipeline.models import load_checkpoint
-from pipeline.studies.processes import output_into, run_all
 from pipeline.studies.tasks import Task, cell, finish, say
 from pipeline.workflow import run_chain
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -178,6 +179,67 @@ def undisturbed(script, phantom, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     assert script.main(words(phantom, folder, "--study", study(folder, **STOPPED), "--tracking-uri", "none")) == 0
     return results(folder)
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """The address of a Dask scheduler and its two workers, all processes of their own."""
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), "OMP_NUM_THREADS": "1"}
+    address, processes = f"tcp://127.0.0.1:{free_port()}", []
+
+    def start(module, *options):
+        command = [sys.executable, "-m", f"distributed.cli.{module}", *options, "--no-dashboard"]
+        with (tmp_path / f"{module}.log").open("ab") as log:
+            processes.append(subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log))
+        return processes[-1]
+
+    start("dask_scheduler", "--host", address)
+    workers = [start("dask_worker", address, "--nthreads", "1", "--no-nanny") for _ in range(2)]
+    yield address, workers
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_a_cluster_that_loses_a_worker_has_the_results_of_this_machine(script, run, phantom, tmp_path, cluster):
+    content = {**STOPPED, "methods": ["reggan", "pix2pix"], "noise": {"affine": [0, 1, 3, 5]}}
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    line = ["--study", study(tmp_path, **content), "--tracking-uri", "none"]
+    assert run(words(phantom, here, *line)).returncode == 0
+
+    address, [first, _] = cluster
+    arguments = words(phantom, there, *line, "--scheduler", address)
+    started = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 600
+
+    def begun(process):
+        """The folder of the cell of a worker, once it is in the middle."""
+        for cell in (there / "cells").glob("*"):
+            if 0.3 < read_progress(cell)[0] < 0.9 and (cell / "checkpoints" / "last.pt").is_file():
+                children = Path(f"/proc/{process.pid}/task").glob("*/children")
+                for child in " ".join(path.read_text() for path in children).split():
+                    if str(cell).encode() in Path(f"/proc/{child}/cmdline").read_bytes():
+                        return cell
+        return None
+
+    while (cell := begun(first)) is None:
+        assert started.poll() is None, started.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    first.kill()
+    _, said = started.communicate(timeout=600)
+    assert started.returncode == 0, said
+    assert (cell / "log.txt").read_text().count("epoch 1/") == 1  # the other worker went on with it
+    pd.testing.assert_frame_equal(results(there), results(here), check_exact=True)
 
 
 def test_a_broken_cell_is_reported_and_does_not_stop_the_rest(run, phantom, tmp_path):

@@ -18,22 +18,49 @@ from ignite.engine import Engine, Events
 
 from pipeline.errors import cause
 from pipeline.files import ProcessLock, replacing
+from pipeline.jobs import end_with_parent, interrupt, start_module
 from pipeline.models import LAST
 from pipeline.provenance import git_state
-from pipeline.studies.processes import end_with_parent
 from pipeline.workflow import ConfigWorkflow, run_chain
 
 CELL_FILE, DONE_FILE, PROGRESS_FILE, ERROR_FILE, LOG_FILE = "cell.json", "done.json", "progress", "error.txt", "log.txt"
-LOCK_FILE = ".cell.lock"
+LOCK_FILE, STOP_FILE = ".cell.lock", ".stop"
 CASES = Path("evaluation", "cases.csv")
 SAMPLES = Path("evaluation", "samples.npz")
 PROGRESS_INTERVAL = 1.0  # seconds
 # How long a cell waits for the process of a killed study that still holds its folder; that one ends at its next step.
 PATIENCE = 120.0
 EVALUATION_SHARE = 0.03  # of a cell's time, roughly
+WATCH_INTERVAL = 0.2  # seconds
+GRACE = 60.0  # seconds that an interrupted cell has to end its MLflow run
 
 
-def run_cell(folder: Path, parent: int | None = None) -> None:
+def run_apart(folder: str, content: Mapping[str, Any], environment: Mapping[str, str], device: str) -> int:
+    """Run a cell in a process of its own, and wait for its end, or for a file ``.stop`` in its folder.
+
+    Args:
+        folder: of the cell.
+        content: of its ``cell.json``, but for the device.
+        environment: of the process, beside that of this one.
+        device: that the cell runs on.
+
+    Returns:
+        The exit code of the process.
+    """
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    with replacing(place / CELL_FILE) as path:
+        written = {**content, "run": {**content["run"], "device": device}}
+        path.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    process = start_module(__name__, folder, log=place / LOG_FILE, environment=environment)
+    while process.poll() is None:
+        if (place / STOP_FILE).exists():
+            interrupt(process, GRACE)
+        time.sleep(WATCH_INTERVAL)
+    return process.returncode
+
+
+def run_cell(folder: Path, parent: int) -> None:
     """Train what is left to train, evaluate, and say that it is done.
 
     Args:

@@ -3,52 +3,45 @@
 from __future__ import annotations
 
 import json
-import math
+import queue
 import signal
-import subprocess
 import sys
-import time
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
 
-from pipeline.files import ProcessLock, replacing
+from pipeline.files import ProcessLock, cores, replacing
+from pipeline.jobs import engine
 from pipeline.metrics.catalogue import CATALOGUE
 from pipeline.studies.noise.cells import (
     CELL_FILE,
     ERROR_FILE,
     LOG_FILE,
+    STOP_FILE,
     is_finished,
     read_cases,
     read_done,
     read_progress,
+    run_apart,
 )
 from pipeline.studies.noise.grid import Cell, Study
-from pipeline.studies.processes import interrupt, part_of_cores, start_module
 
 STUDY_FILE, RESULTS_FILE, CELLS_FOLDER = "study.json", "results.csv", "cells"
-POLL_INTERVAL = 0.2  # seconds
 # Between two updates of the bar: in a terminal, and in a file, where each is a line more.
 SHOW_INTERVAL = {True: 1.0, False: 60.0}
-GRACE = 60.0  # seconds that interrupted cells have to end their MLflow runs
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:g}/{total} cells, {elapsed} spent, about {remaining} left"
 
 
 def cell_folder(study_folder: Path, cell: Cell) -> Path:
     """Folder of a cell in that of its study."""
     return study_folder / CELLS_FOLDER / cell.name
-
-
-@dataclass
-class _Running:
-    """A cell at work."""
-
-    cell: Cell
-    slot: int
-    process: subprocess.Popen[bytes]
 
 
 class StudyRunner:
@@ -62,8 +55,10 @@ class StudyRunner:
         study: what to run.
         output_dir: folder of the study; made where it is missing.
         jobs: cells at a time.
-        devices: where they run, in turns, such as ``("cuda:0", "cuda:1")``. Jobs on the CPU get equal parts of the
-            processor cores that this process may use, see `part_of_cores`.
+        devices: where they run, each job on its own, such as ``("cuda:0", "cuda:1")``. Jobs on the CPU have as many
+            threads as there are processor cores for each.
+        scheduler: of a cluster on which they run instead, see `pipeline.jobs.engine`; then as many at a time as it has
+            threads of workers, on the first device, with the threads that ``OMP_NUM_THREADS`` of the workers says.
         run_settings: makes the settings of a single cell's run, such as its MLflow parent; they are no part of what
             makes the cell what it is.
 
@@ -78,6 +73,7 @@ class StudyRunner:
         output_dir: str | Path,
         jobs: int = 1,
         devices: Sequence[str] = ("auto",),
+        scheduler: str | None = None,
         run_settings: Callable[[Cell], Mapping[str, Any]] = lambda cell: {},
     ) -> None:
         if jobs < 1:
@@ -88,6 +84,7 @@ class StudyRunner:
         self.output_dir = Path(output_dir).expanduser().absolute()
         self.jobs = jobs
         self.devices = tuple(devices)
+        self.scheduler = scheduler
         self.run_settings = run_settings
         self.cells = list(study.cells())
         self.failures: dict[Cell, str] = {}
@@ -112,27 +109,56 @@ class StudyRunner:
         return is_finished(self.folder(cell))
 
     def run(self) -> None:
-        """Run what is not finished. At Ctrl-C the cells at work are stopped in good order, and the study with them."""
+        """Run what is not finished. At Ctrl-C the cells at work are stopped in good order, and the study with them.
+
+        Raises:
+            ValueError: nobody answers at ``scheduler``.
+        """
         waiting = [cell for cell in self.cells if not self.finished(cell)]
-        running: list[_Running] = []
         done = len(self.cells) - len(waiting)
-        interval, shown = SHOW_INTERVAL[sys.stderr.isatty()], -math.inf
-        try:
-            with tqdm(total=len(self.cells), initial=done, desc=self.study.name, unit="cell", bar_format=BAR) as bar:
-                while waiting or running:
-                    free = sorted(set(range(self.jobs)) - {entry.slot for entry in running})
-                    for slot in free[: len(waiting)]:
-                        running.append(self._start(waiting.pop(0), slot))
-                    time.sleep(POLL_INTERVAL)
-                    for entry in [entry for entry in running if entry.process.poll() is not None]:
-                        running.remove(entry)
-                        self._note(entry, bar)
-                    if time.monotonic() - shown >= interval or not (waiting or running):
-                        shown = time.monotonic()
-                        self._show(bar, waiting, running)
-        finally:
-            # As Ctrl-C would, so that their MLflow runs are ended.
-            interrupt((entry.process for entry in running), GRACE)
+        interval = SHOW_INTERVAL[sys.stderr.isatty()]
+        running: dict[Future[int], Cell] = {}
+        for cell in waiting:
+            (self.folder(cell) / STOP_FILE).unlink(missing_ok=True)
+        with ExitStack() as stack:
+            submit = self._submitter(stack)
+            bar = stack.enter_context(
+                tqdm(total=len(self.cells), initial=done, desc=self.study.name, unit="cell", bar_format=BAR)
+            )
+            try:
+                running.update({submit(cell): cell for cell in waiting})
+                while running:
+                    for future in wait(running, interval, FIRST_COMPLETED).done:
+                        self._note(running.pop(future), future, bar)
+                    shares = sum(read_progress(self.folder(cell))[0] for cell in running.values())
+                    bar.n = round(len(self.cells) - len(running) + shares, 2)
+                    bar.refresh()
+            finally:
+                for future, cell in running.items():
+                    if not future.cancel() and self.folder(cell).is_dir():
+                        (self.folder(cell) / STOP_FILE).touch()  # so that its MLflow run is ended
+                wait(running)
+
+    def _submitter(self, stack: ExitStack) -> Callable[[Cell], Future[int]]:
+        """What starts a cell as soon as there is room for it."""
+        if self.scheduler is not None:
+            cluster = stack.enter_context(engine(self.jobs, self.scheduler))
+            return lambda cell: cluster.submit(run_apart, *self._task(cell), {}, self.devices[0])
+        free: queue.Queue[str] = queue.Queue()
+        for job in range(self.jobs):
+            free.put(self.devices[job % len(self.devices)])
+        mine = threading.local()
+
+        def take_device() -> None:
+            mine.device = free.get()
+
+        threads = {"OMP_NUM_THREADS": str(max(1, cores() // self.jobs))}
+        pool = stack.enter_context(ThreadPoolExecutor(self.jobs, initializer=take_device))
+        return lambda cell: pool.submit(lambda task: run_apart(*task, threads, mine.device), self._task(cell))
+
+    def _task(self, cell: Cell) -> tuple[str, dict[str, Any]]:
+        run = {**self.run_settings(cell), "run_name": cell.name}
+        return str(self.folder(cell)), {**self.describe(cell), "run": run}
 
     def results(self) -> pd.DataFrame:
         """The scores of all finished cells, one row per cell and slice; also written to ``results.csv``."""
@@ -171,54 +197,19 @@ class StudyRunner:
                     "output folder, or delete that one"
                 )
 
-    def _start(self, cell: Cell, slot: int) -> _Running:
-        folder = self.folder(cell)
-        folder.mkdir(parents=True, exist_ok=True)
-        device = self.devices[slot % len(self.devices)]
-        content = {**self.describe(cell), "run": {**self.run_settings(cell), "device": device, "run_name": cell.name}}
-        with replacing(folder / CELL_FILE) as path:
-            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        cores = part_of_cores(slot, self.jobs)
-        process = start_module("pipeline.studies.noise.cells", str(folder), log=folder / LOG_FILE, cores=cores)
-        return _Running(cell, slot, process)
-
-    def _note(self, entry: _Running, bar: Any) -> None:
+    def _note(self, cell: Cell, future: Future[int], bar: Any) -> None:
         """Say how a cell ended."""
-        folder, cell = self.folder(entry.cell), entry.cell
+        folder = self.folder(cell)
         if self.finished(cell):
             self.failures.pop(cell, None)
-            bar.write(
-                f"{cell.name}: {_headline(read_cases(folder))}, {duration(read_done(folder)['seconds'])}",
-                file=sys.stderr,
-            )
+            took = duration(read_done(folder)["seconds"])
+            bar.write(f"{cell.name}: {_headline(read_cases(folder))}, {took}", file=sys.stderr)
         else:
-            self.failures[cell] = _cause(folder, entry.process.returncode)
+            fault = future.exception()
+            self.failures[cell] = (
+                _cause(folder, future.result()) if fault is None else f"{type(fault).__name__}: {fault}"
+            )
             bar.write(f"{cell.name}: failed: {self.failures[cell]}\n  log: {folder / LOG_FILE}", file=sys.stderr)
-
-    def _show(self, bar: Any, waiting: Sequence[Cell], running: Sequence[_Running]) -> None:
-        shares = {entry.cell: read_progress(self.folder(entry.cell)) for entry in running}
-        ended = len(self.cells) - len(waiting) - len(running)
-        bar.n = round(ended + sum(share for share, _ in shares.values()), 2)
-        bar.set_postfix_str(self._time_left(waiting, shares), refresh=True)
-
-    def _time_left(self, waiting: Sequence[Cell], running: Mapping[Cell, tuple[float, float]]) -> str:
-        """Time that the rest takes, after what cells of the same method took so far."""
-        known: dict[str, list[float]] = {}
-        for cell in self.cells:
-            if self.finished(cell):
-                known.setdefault(cell.method, []).append(read_done(self.folder(cell))["seconds"])
-        for cell, (share, seconds) in running.items():
-            if share > 0.02:  # before that, loading weighs too much
-                known.setdefault(cell.method, []).append(seconds / share)
-        if not known:
-            return "time left unknown yet"
-        overall = sum(map(sum, known.values())) / sum(map(len, known.values()))
-        expected = {cell: _mean(known.get(cell.method, [overall])) for cell in (*waiting, *running)}
-        left = sum(expected[cell] * (1 - running.get(cell, (0.0, 0.0))[0]) for cell in expected)
-        return f"about {duration(left / min(self.jobs, max(1, len(expected))))} left"
-
-
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:g}/{total} cells, {elapsed} spent{postfix}"
 
 
 def _first_difference(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
@@ -233,10 +224,6 @@ def _first_difference(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> tu
         elif before != now:
             return name, before, now
     return None
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def duration(seconds: float) -> str:

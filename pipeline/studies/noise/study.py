@@ -64,6 +64,7 @@ def run_study(
     tracking_uri: str | None = None,
     command: str = "",
     only_report: bool = False,
+    scheduler: str | None = None,
 ) -> int:
     """Run what is not finished of a study, and write its report.
 
@@ -75,6 +76,7 @@ def run_study(
         tracking_uri: MLflow store, see `StudyTracker`.
         command: that the user gave, for the report.
         only_report: run nothing, and tell MLflow nothing.
+        scheduler: see `StudyRunner`.
 
     Returns:
         0 if every cell is finished, else 1.
@@ -85,7 +87,7 @@ def run_study(
     """
     if None in study.datasets.values():  # made once, before cells could make it at the same time
         ensure_phantom(project_dir() / "data" / "phantom")
-    runner = StudyRunner(study, folder, jobs, devices)
+    runner = StudyRunner(study, folder, jobs, devices, scheduler)
     try:
         report = _report(runner, command) if only_report else _tracked(runner, tracking_uri, command)
     finally:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.studies.processes import output_into, part_of_cores, run_all
+from pipeline.jobs import output_into, run_all
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def say(task, error):
@@ -35,7 +35,14 @@ def test_jobs_have_processes_of_one_thread_and_one_that_dies_takes_no_other_with
     process, threads = results[done]
     assert process != os.getpid()
     assert threads == 1
-    assert results == {dies: "BrokenProcessPool", "1 // 0": "ZeroDivisionError", done: (process, 1)}
+    assert results == {dies: "KilledWorker", "1 // 0": "ZeroDivisionError", done: (process, 1)}
+
+
+def test_who_is_no_scheduler_is_named(monkeypatch):
+    monkeypatch.setattr("pipeline.jobs.CONNECTING", 0.5)
+    for address in ("tcp://127.0.0.1:9", "nowhere"):
+        with pytest.raises(ValueError, match=f"scheduler must be the address of a Dask scheduler, got '{address}'"):
+            list(run_all(eval, ["1"], 1, say, address))
 
 
 def test_what_is_left_is_not_begun_when_the_reader_stops():
@@ -48,9 +55,9 @@ def test_what_is_left_is_not_begun_when_the_reader_stops():
 
 WORK = "import os, time; open({told!r}, 'w').write(str(os.getpid())); time.sleep(600)"
 PARENT = """
-from pipeline.studies.processes import in_own_process
+from pipeline.jobs import run_all
 if __name__ == "__main__":
-    in_own_process(exec, {work!r}, threads=None)
+    list(run_all(exec, [{work!r}], 2, print))
 """
 
 
@@ -101,18 +108,3 @@ def test_output_goes_to_the_end_of_a_file_and_back_again(tmp_path, capfd):
     lines = path.read_text().splitlines()
     assert lines[0] == "before"
     assert sorted(lines[1:]) == ["error", "library", "python"]
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system knows no affinity")
-@pytest.mark.parametrize(
-    ("cores", "jobs", "shares"),
-    [
-        (range(8), 2, [[0, 1, 2, 3], [4, 5, 6, 7]]),
-        (range(8), 3, [[0, 1], [2, 3], [4, 5]]),
-        ([1, 3], 2, [[1], [3]]),
-        ([0], 2, [[], []]),  # too few to part: they share
-    ],
-)
-def test_jobs_get_equal_parts_of_the_cores(monkeypatch, cores, jobs, shares):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(cores))
-    assert [part_of_cores(part, jobs) for part in range(jobs)] == shares
