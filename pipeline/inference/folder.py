@@ -218,9 +218,9 @@ def _read_table(path: Path) -> dict[str, Outcome]:
         rows = [row for row in csv.DictReader(file) if None not in row.values()]
     found = {}
     for row in rows:
-        numbers = float(row["seconds"]), int(row["size"]), int(row["changed"])
-        texts = [row[name] for name in ("source", "target", "state", "cause")]
-        found[row["source"]] = Outcome(*texts, *numbers, row["sha256"])
+        where, came = (row["source"], row["target"]), (row["state"], row["cause"])
+        seconds, size, changed = float(row["seconds"]), int(row["size"]), int(row["changed"])
+        found[row["source"]] = Outcome(*where, *came, seconds, size, changed, row["sha256"])
     return found
 
 
