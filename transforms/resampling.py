@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor, get_track_meta
-from monai.data.utils import to_affine_nd
 from monai.transforms import InvertibleTransform, MapTransform
 from monai.transforms.utils import create_translate, scale_affine
 from monai.utils import TraceKeys, TransformBackends, convert_to_tensor
@@ -22,8 +21,6 @@ __all__ = [
     "UNMEASURED_KEY",
     "ResampleInPlane",
     "ResampleInPlaned",
-    "ToVolume",
-    "ToVolumed",
     "extract_slices",
     "foreground_shares",
     "nonempty_slices",
@@ -47,77 +44,7 @@ def _check_slice_axis(slice_axis: int) -> int:
 def _check_volume(image: torch.Tensor) -> None:
     """Refuse everything but a channel-first volume."""
     if image.ndim != 4:
-        raise ValueError(f"expected a volume of shape (C, H, W, D), got {tuple(image.shape)} (ToVolume adds D)")
-
-
-class ToVolume(InvertibleTransform):
-    """Give an image of two spatial dimensions a third of length 1, so that slices and volumes share one path.
-
-    ``(C, H, W)`` becomes ``(C, H, W, 1)`` with a 4x4 affine whose third axis is 1 mm; ``(C, H, W, D)`` passes.
-    """
-
-    backend = [TransformBackends.TORCH]  # noqa: RUF012 (MONAI's convention)
-
-    def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
-        """Return ``img`` as a volume.
-
-        Raises:
-            ValueError: ``img`` is neither ``(C, H, W)`` nor ``(C, H, W, D)``.
-        """
-        image = convert_to_tensor(img, track_meta=get_track_meta())
-        if image.ndim not in (3, 4):
-            raise ValueError(f"expected an image of shape (C, H, W) or (C, H, W, D), got {tuple(image.shape)}")
-        is_slice = image.ndim == 3
-        if not isinstance(image, MetaTensor):
-            return image.unsqueeze(-1) if is_slice else image
-        affine = image.affine
-        volume = MetaTensor(
-            image.as_tensor().unsqueeze(-1) if is_slice else image.as_tensor(),
-            meta=dict(image.meta),
-            applied_operations=list(image.applied_operations),
-        )
-        if is_slice:
-            volume.affine = to_affine_nd(3, affine)
-        return self.push_transform(volume, extra_info={"is_slice": is_slice, "affine": affine})
-
-    def inverse(self, data: torch.Tensor) -> torch.Tensor:
-        """Take the third spatial dimension away again where `__call__` added it."""
-        info = self.pop_transform(data)[TraceKeys.EXTRA_INFO]
-        if not info["is_slice"]:
-            return data
-        image = data.squeeze(-1)
-        if isinstance(image, MetaTensor):
-            image.affine = info["affine"]
-        return image
-
-
-class ToVolumed(MapTransform, InvertibleTransform):
-    """Dictionary form of `ToVolume`.
-
-    Args:
-        keys: keys of the images.
-        allow_missing_keys: whether keys may be missing.
-    """
-
-    backend = ToVolume.backend
-
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.to_volume = ToVolume()
-
-    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
-        """Make every key of ``data`` a volume."""
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self.to_volume(d[key])
-        return d
-
-    def inverse(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
-        """Make every key of ``data`` again what it was."""
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self.to_volume.inverse(d[key])
-        return d
+        raise ValueError(f"expected a volume of shape (C, H, W, D), got {tuple(image.shape)}")
 
 
 class ResampleInPlane(InvertibleTransform):

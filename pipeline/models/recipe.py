@@ -23,7 +23,7 @@ from pipeline.models.describing import (
 )
 from pipeline.models.errors import ContradictionError, ModelError
 from pipeline.translators import Translator
-from transforms import ResampleInPlaned, ToVolumed
+from transforms import ResampleInPlaned
 
 FORMAT = "reggan-recipe"
 VERSION = 1
@@ -300,7 +300,7 @@ class Recipe:
                 `transforms.ResampleInPlane`); without it, they are larger there, and nothing is lost.
         """
         grid = self["grid"]
-        steps: list[Any] = [ToVolumed(keys), Orientationd(keys, axcodes=grid["orientation"], labels=None)]
+        steps: list[Any] = [Orientationd(keys, axcodes=grid["orientation"], labels=None)]
         pixel = pixel_size(grid)
         if grid["spacing"] is not None and pixel is None:
             steps.append(Spacingd(keys, pixdim=grid["spacing"], padding_mode="border"))

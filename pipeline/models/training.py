@@ -17,7 +17,7 @@ from pipeline.models.recipe import FIT, FOREGROUND, FORMAT, PAD, VERSION, Recipe
 from pipeline.models.starting import StartingPoint
 from pipeline.provenance import git_state
 from pipeline.translators import Translator
-from transforms import DescribeVolumed, ResampleInPlaned, ToVolumed
+from transforms import DescribeVolumed, ResampleInPlaned
 
 DOMAINS = {"source": "image", "target": "label"}
 """The key of a batch by the domain that it is of."""
@@ -125,7 +125,7 @@ def describe_preprocessing(preprocessing: Compose) -> tuple[dict[str, Any], dict
                         "recipe has no word: leave out one of them (--fit resize takes away the second)"
                     )
                 grid |= {"fit": PAD, "spacing": in_plane(step.resampler.spacing, step.resampler.slice_axis)}
-        elif not isinstance(step, LoadImaged | ReadImaged | ToVolumed | DescribeVolumed):
+        elif not isinstance(step, LoadImaged | ReadImaged | DescribeVolumed):
             raise ModelError(
                 f"train#preprocessing holds {type(step).__name__}, which a model's recipe cannot describe: whoever "
                 "translates would leave it out. Apply it to the files beforehand, or teach pipeline/models/recipe.py"

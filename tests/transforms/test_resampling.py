@@ -22,8 +22,6 @@ from transforms import (
     ResampleInPlaned,
     RestoreIntensityd,
     ScaleMRIntensityd,
-    ToVolume,
-    ToVolumed,
     extract_slices,
     nonempty_slices,
     stack_slices,
@@ -59,40 +57,6 @@ def volume_tensor(shape=(31, 40, 17), affine=OBLIQUE) -> MetaTensor:
     """The smooth blob, scaled to [-1, 1], channel first."""
     values = torch.from_numpy(smooth_volume(shape))
     return MetaTensor((2 * values / values.max() - 1)[None], affine=torch.tensor(affine))
-
-
-def test_slice_becomes_a_volume_and_back():
-    image = MetaTensor(torch.rand(1, 6, 5), affine=torch.diag(torch.tensor([2.0, 3.0, 1.0], dtype=torch.float64)))
-    to_volume = ToVolume()
-    volume = to_volume(image)
-    assert volume.shape == (1, 6, 5, 1)
-    torch.testing.assert_close(volume.affine, torch.diag(torch.tensor([2.0, 3.0, 1.0, 1.0], dtype=torch.float64)))
-    back = to_volume.inverse(volume)
-    assert back.shape == image.shape
-    torch.testing.assert_close(back.affine, image.affine)
-    torch.testing.assert_close(back.as_tensor(), image.as_tensor(), rtol=0, atol=0)
-    assert back.applied_operations == []
-
-
-def test_volume_passes_to_volume():
-    image = volume_tensor()
-    to_volume = ToVolume()
-    volume = to_volume(image)
-    torch.testing.assert_close(volume.as_tensor(), image.as_tensor(), rtol=0, atol=0)
-    torch.testing.assert_close(volume.affine, image.affine)
-    assert to_volume.inverse(volume).shape == image.shape
-
-
-def test_numpy_slice_becomes_a_volume_with_identity_affine():
-    volume = ToVolume()(np.zeros((1, 4, 6), dtype=np.float32))
-    assert volume.shape == (1, 4, 6, 1)
-    torch.testing.assert_close(volume.affine, torch.eye(4, dtype=torch.float64))
-
-
-@pytest.mark.parametrize("shape", [(4, 4), (1, 4, 4, 4, 2)])
-def test_to_volume_refuses_other_dimensions(shape):
-    with pytest.raises(ValueError, match=r"expected an image of shape \(C, H, W\) or \(C, H, W, D\), got"):
-        ToVolume()(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("slice_axis", [0, 1, 2])
@@ -185,12 +149,11 @@ def test_arguments_out_of_range_are_refused(make, message):
 
 def test_dictionary_forms_mind_missing_keys_and_leave_the_rest():
     data = {"image": volume_tensor(), "case": "p1"}
-    for transform in (ToVolumed, lambda keys, **kwargs: ResampleInPlaned(keys, (8, 8), **kwargs)):
-        result = transform(("image", "label"), allow_missing_keys=True)(data)
-        assert set(result) == {"image", "case"}
-        assert result["case"] == "p1"
-        with pytest.raises(KeyError, match="label"):
-            transform(("image", "label"))(data)
+    result = ResampleInPlaned(("image", "label"), (8, 8), allow_missing_keys=True)(data)
+    assert set(result) == {"image", "case"}
+    assert result["case"] == "p1"
+    with pytest.raises(KeyError, match="label"):
+        ResampleInPlaned(("image", "label"), (8, 8))(data)
 
 
 @pytest.mark.parametrize("name", AFFINES)
@@ -200,9 +163,7 @@ def test_full_chain_gives_back_the_source_in_its_own_geometry(tmp_path, name, ne
     source = smooth_volume((36, 44, 30))
     nib.save(nib.Nifti1Image(source, affine), tmp_path / "p1.nii.gz")
     spatial = Compose([Orientationd("image", axcodes="RAS", labels=None), ResampleInPlaned("image", (48, 48))])
-    chain = Compose(
-        [LoadImaged("image"), EnsureChannelFirstd("image"), ToVolumed("image"), ScaleMRIntensityd("image"), spatial]
-    )
+    chain = Compose([LoadImaged("image"), EnsureChannelFirstd("image"), ScaleMRIntensityd("image"), spatial])
     data = chain({"image": str(tmp_path / "p1.nii.gz")})
     assert data["image"].shape[1:3] == (48, 48)
     assert nib.aff2axcodes(data["image"].affine.numpy()) == ("R", "A", "S")
@@ -217,27 +178,7 @@ def test_full_chain_gives_back_the_source_in_its_own_geometry(tmp_path, name, ne
     assert pred.dtype == torch.float32
     np.testing.assert_allclose(pred.affine.numpy(), affine, atol=1e-5)
     np.testing.assert_allclose(pred[0].numpy(), np.clip(source, *window), atol=0.03 * window[1])
-    assert [operation["class"] for operation in pred.applied_operations] == ["ToVolume", "ScaleMRIntensity"]
-
-
-def test_full_inverse_gives_back_the_slice_as_read(tmp_path):
-    source = smooth_volume((36, 44, 3))[..., 1]
-    np.save(tmp_path / "slice.npy", source)
-    chain = Compose(
-        [
-            LoadImaged("image"),
-            EnsureChannelFirstd("image"),
-            ToVolumed("image"),
-            ScaleMRIntensityd("image"),
-            ResampleInPlaned("image", (64, 64)),
-        ]
-    )
-    data = chain({"image": str(tmp_path / "slice.npy")})
-    assert data["image"].shape == (1, 64, 64, 1)
-    _, high = data["image"].meta["intensity_window"]
-    back = chain.inverse(data)["image"]
-    assert back.shape == (1, *source.shape)
-    np.testing.assert_allclose(back[0].numpy(), np.clip(source, 0, high), atol=0.02 * high)
+    assert [operation["class"] for operation in pred.applied_operations] == ["ScaleMRIntensity"]
 
 
 @pytest.mark.parametrize("slice_axis", [0, 1, 2])

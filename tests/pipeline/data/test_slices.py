@@ -13,12 +13,12 @@ from monai.data import DataLoader
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, RandFlipd, RandScaleIntensityd
 
 from pipeline.data import SliceDataset
+from pipeline.io import ReadImaged
 from transforms import (
     DescribeVolumed,
     ResampleInPlaned,
     ScaleCTIntensityd,
     ScaleMRIntensityd,
-    ToVolumed,
     extract_slices,
 )
 
@@ -28,7 +28,7 @@ Item = dict[str, str]
 
 def preprocessing(size: tuple[int, int] | None = (16, 16), slice_axis: int = 2) -> Compose:
     """The chain from files to volumes on the grid of the networks."""
-    steps = [LoadImaged(KEYS), EnsureChannelFirstd(KEYS), ToVolumed(KEYS), ScaleMRIntensityd(KEYS)]
+    steps = [ReadImaged(KEYS), ScaleMRIntensityd(KEYS)]
     if size is not None:
         steps += [Orientationd(KEYS, axcodes="RAS", labels=None), ResampleInPlaned(KEYS, size, slice_axis)]
     return Compose(steps)
@@ -119,7 +119,7 @@ def test_volumes_are_described_where_the_transform_does_so(make_pair):
     assert plain.descriptions == [None, None, None]
     assert (plain.patients, plain.channels) == (2, 1)
     chain = preprocessing().transforms
-    described = SliceDataset(items, Compose([*chain[:2], DescribeVolumed(KEYS), *chain[2:]]))
+    described = SliceDataset(items, Compose([*chain[:1], DescribeVolumed(KEYS), *chain[1:]]))
     assert [pair["image"]["field_of_view"] for pair in described.descriptions] == [[20, 16, 6]] * 3
     highs = [pair["label"]["high"] for pair in described.descriptions]
     assert 90 < highs[0] <= 100

@@ -16,7 +16,7 @@ from pipeline.models import ContradictionError, ModelError, StartingPoint, train
 from pipeline.models.training import describe_data, describe_preprocessing, spatial_dims_of
 from pipeline.networks import PatchDiscriminator, RegistrationNet, ResNetGenerator
 from pipeline.translators import CycleGANTranslator
-from transforms import DescribeVolumed, ResampleInPlaned, ScaleCTIntensityd, ScaleMRIntensityd, ToVolumed
+from transforms import DescribeVolumed, ResampleInPlaned, ScaleCTIntensityd, ScaleMRIntensityd
 
 KEYS = ["image", "label"]
 WEIGHTS = {"adversarial": 1, "cycle": 0, "correction": 20, "smoothness": 10}
@@ -27,7 +27,6 @@ def steps(describe=True, size=(32, 32), orientation="RAS", window=(0, 1000)):
     return [
         LoadImaged(KEYS, ensure_channel_first=True),
         *described,
-        ToVolumed(KEYS),
         ScaleMRIntensityd("image", upper_percentile=98),
         ScaleCTIntensityd("label", window),
         Orientationd(KEYS, axcodes=orientation, labels=None),
