@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
@@ -265,12 +266,14 @@ class RunFolder:
             raise ValueError(
                 f"resume: {self.output_dir} holds no run (no {CONFIG_FILE}); leave resume out to start one"
             )
-        if self.output_dir.is_dir():
+        if self.output_dir.is_dir() and idist.get_rank() == 0:
             self._take_folder()
         self._config_written = False
 
     def attach(self, engine: Engine) -> None:
         """Register on a trainer."""
+        if idist.get_rank() > 0:  # of several processes, the first one writes
+            return
         engine.add_event_handler(Events.STARTED, self.begin)
         engine.add_event_handler(Events.EPOCH_STARTED, self._write_config)
 

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from pipeline.engines.acceleration import Compiled, Recorded, Tensors, check_compile
 from pipeline.engines.batch import PrepareBatch
+from pipeline.engines.processes import average_gradients, draw_for_all
 from pipeline.losses import WeightedSum
 from pipeline.translators import Translator
 
@@ -107,7 +108,7 @@ class TranslationTrainer(Trainer):
         train_generator, train_discriminator = self._steps
 
         tensors = {name: self._laid_out(value) for name, value in batch.items() if isinstance(value, Tensor)}
-        outputs, losses = train_generator(tensors | self.network.draw(tensors))
+        outputs, losses = train_generator(tensors | draw_for_all(self.network.draw, tensors))
         if self.discriminator_optimizer is not None:
             losses = losses | train_discriminator(tensors, dict(self.network.shown(outputs)))
         return {CommonKeys.IMAGE: batch["image"], CommonKeys.LABEL: batch["label"], **outputs, "losses": losses}
@@ -162,6 +163,7 @@ class TranslationTrainer(Trainer):
     def _update(self, optimizer: Optimizer, terms: Mapping[str, Tensor]) -> None:
         optimizer.zero_grad(set_to_none=True)
         self.weighted_sum(terms).backward()
+        average_gradients(optimizer)
         optimizer.step()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from ignite.handlers import DiskSaver
 from monai.engines import Evaluator
@@ -79,7 +80,7 @@ class CheckpointHandler:
     def _start(self, engine: Engine) -> None:
         self._write_state = DiskSaver(str(self.folder), require_empty=False)
         self._write_model = DiskSaver(str(self.output_dir), require_empty=False)
-        for leftover in self.folder.glob("tmp*"):  # of a process that was killed while it wrote
+        for leftover in self.folder.glob("tmp*") if idist.get_rank() == 0 else ():  # of one killed while it wrote
             leftover.unlink()
         engine.state.best_epoch, engine.state.best_metrics = None, {}
         if not self.resume:
@@ -132,7 +133,7 @@ class CheckpointHandler:
         if improved:
             engine.state.best_epoch = epoch
             engine.state.best_metrics = {} if self.evaluator is None else dict(self.evaluator.state.metrics)
-        if not improved and epoch % self.interval and epoch != engine.state.max_epochs:
+        if (not improved and epoch % self.interval and epoch != engine.state.max_epochs) or idist.get_rank() > 0:
             return
         if self.network.recipe is not None:
             self.network.recipe["training"] |= {"epoch": epoch, "iteration": engine.state.iteration}
