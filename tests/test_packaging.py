@@ -36,7 +36,8 @@ FLOORS = [
     {"pipeline.models"},
     {"pipeline.engines", "pipeline.inference", "pipeline.tracking", "pipeline.reporting"},
     {"pipeline.handlers"},
-    {"pipeline.bundle", "pipeline.methods", "pipeline.workflow"},
+    {"pipeline.settings", "pipeline.methods"},
+    {"pipeline.bundle", "pipeline.workflow"},
     {"pipeline.evaluation", "pipeline.packaging", "pipeline.studies", "pipeline.compat"},
     {"pipeline.label_app"},
 ]
