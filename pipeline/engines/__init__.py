@@ -1,8 +1,10 @@
 """The Ignite trainer and evaluator."""
 
 from pipeline.engines.batch import PrepareBatch
+from pipeline.engines.determinism import seed_all
 from pipeline.engines.evaluator import TranslationEvaluator
+from pipeline.engines.precision import in_bfloat16
 from pipeline.engines.schedule import linear_decay
 from pipeline.engines.trainer import TranslationTrainer
 
-__all__ = ["PrepareBatch", "TranslationEvaluator", "TranslationTrainer", "linear_decay"]
+__all__ = ["PrepareBatch", "TranslationEvaluator", "TranslationTrainer", "in_bfloat16", "linear_decay", "seed_all"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,9 +13,12 @@ from monai.utils import CommonKeys
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pipeline.engines.acceleration import Compiled, Recorded, Tensors, check_compile
 from pipeline.engines.batch import PrepareBatch
 from pipeline.losses import WeightedSum
 from pipeline.translators import Translator
+
+logger = logging.getLogger(__name__)
 
 
 class TranslationTrainer(Trainer):
@@ -38,6 +42,9 @@ class TranslationTrainer(Trainer):
         train_handlers: Ignite handlers.
         epoch_length: iterations per epoch, default all of the loader's.
         amp: run the networks under ``torch.autocast`` in bfloat16, which needs no loss scaling.
+        compile: how a step is run, see `pipeline.engines.acceleration.COMPILE`; "off" as it is written. What cannot be
+            done here is said with the reason, and left out.
+        channels_last: keep the weights and images of two-dimensional networks with the channels last.
 
     Raises:
         ValueError: if the translator has a discriminator and no optimiser for it, or the reverse.
@@ -57,8 +64,12 @@ class TranslationTrainer(Trainer):
         train_handlers: Sequence[Any] | None = None,
         epoch_length: int | None = None,
         amp: bool = False,
+        compile: str = "off",  # noqa: A002 - the setting's name
+        channels_last: bool = False,
     ) -> None:
         self.network = network
+        self.compile = check_compile(compile)
+        self.channels_last = channels_last
         self.generator_optimizer = generator_optimizer
         self.discriminator_optimizer = discriminator_optimizer
         self.weighted_sum = WeightedSum(dict(weights))
@@ -78,6 +89,10 @@ class TranslationTrainer(Trainer):
             amp=amp,
             decollate=False,
         )
+        terms = _Terms(network, torch.device(device), amp)
+        self._generator_terms: Callable[..., Any] = terms.of_generator
+        self._discriminator_terms: Callable[..., Any] = terms.of_discriminator
+        self._steps: tuple[Callable[..., Any], Callable[..., Any]] | None = None
 
     def run(self) -> None:
         """Train until ``max_epochs``."""
@@ -87,25 +102,60 @@ class TranslationTrainer(Trainer):
     def _iteration(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
         batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
         self.network.train()
+        if self._steps is None:
+            self._steps = self._make_steps()
+        train_generator, train_discriminator = self._steps
 
-        self._train_discriminator(False)
-        with self._autocast():
-            outputs, generator_terms = self.network.generator_terms(batch)
-        self._update(self.generator_optimizer, generator_terms)
-
-        outputs = {name: output.detach() for name, output in outputs.items()}
-        discriminator_terms: dict[str, Tensor] = {}
+        tensors = {name: self._laid_out(value) for name, value in batch.items() if isinstance(value, Tensor)}
+        outputs, losses = train_generator(tensors | self.network.draw(tensors))
         if self.discriminator_optimizer is not None:
-            self._train_discriminator(True)
-            with self._autocast():
-                discriminator_terms = self.network.discriminator_terms(batch, outputs)
-            self._update(self.discriminator_optimizer, discriminator_terms)
-
-        losses = {f"generator/{name}": term.detach() for name, term in generator_terms.items()}
-        losses |= {f"discriminator/{name}": term.detach() for name, term in discriminator_terms.items()}
+            losses = losses | train_discriminator(tensors, dict(self.network.shown(outputs)))
         return {CommonKeys.IMAGE: batch["image"], CommonKeys.LABEL: batch["label"], **outputs, "losses": losses}
 
-    def _train_discriminator(self, on: bool) -> None:
+    def _make_steps(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """The steps of both sides, as ``compile`` has them."""
+        device = torch.device(self.state.device)
+        if self.channels_last:
+            for module in self.network.modules():
+                if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+                    module.to(memory_format=torch.channels_last)
+        if self.compile in ("default", "reduce-overhead"):
+            self._generator_terms, self._discriminator_terms = (
+                Compiled(terms) for terms in (self._generator_terms, self._discriminator_terms)
+            )
+        steps = self._train_generator, self._train_discriminator
+        if self.compile not in ("graph", "reduce-overhead"):
+            return steps
+        if device.type != "cuda":
+            logger.warning("the step runs without a CUDA graph: the device is %s", device)
+            return steps
+        pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+        optimizers = self.generator_optimizer, self.discriminator_optimizer
+        generator, discriminator = (
+            step if optimizer is None else Recorded(step, optimizer, pool, stream)
+            for step, optimizer in zip(steps, optimizers, strict=True)
+        )
+        return generator, discriminator
+
+    def _train_generator(self, batch: Tensors) -> tuple[Tensors, Tensors]:
+        self._require_discriminator_gradients(False)
+        outputs, terms = self._generator_terms(batch)
+        self._update(self.generator_optimizer, terms)
+        outputs = {name: output.detach() for name, output in outputs.items()}
+        return outputs, {f"generator/{name}": term.detach() for name, term in terms.items()}
+
+    def _train_discriminator(self, batch: Tensors, outputs: Tensors) -> Tensors:
+        assert self.discriminator_optimizer is not None
+        self._require_discriminator_gradients(True)
+        terms = self._discriminator_terms(batch, outputs)
+        self._update(self.discriminator_optimizer, terms)
+        return {f"discriminator/{name}": term.detach() for name, term in terms.items()}
+
+    def _laid_out(self, tensor: Tensor) -> Tensor:
+        as_images = self.channels_last and tensor.ndim == 4
+        return tensor.contiguous(memory_format=torch.channels_last) if as_images else tensor
+
+    def _require_discriminator_gradients(self, on: bool) -> None:
         for parameter in self._discriminator_parameters:
             parameter.requires_grad_(on)
 
@@ -114,5 +164,17 @@ class TranslationTrainer(Trainer):
         self.weighted_sum(terms).backward()
         optimizer.step()
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.amp)
+
+class _Terms:
+    """Both sides' loss terms, in the trainer's precision: what of a step can be compiled."""
+
+    def __init__(self, network: Translator, device: torch.device, amp: bool) -> None:
+        self.network, self.device_type, self.amp = network, device.type, amp
+
+    def of_generator(self, batch: Tensors) -> tuple[Tensors, Tensors]:
+        with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.amp):
+            return self.network.generator_terms(batch)
+
+    def of_discriminator(self, batch: Tensors, outputs: Tensors) -> Tensors:
+        with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.amp):
+            return self.network.discriminator_terms(batch, outputs)

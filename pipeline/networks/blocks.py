@@ -5,28 +5,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from monai.networks.layers import Conv, Norm
+from monai.networks.layers import Norm
 from torch import Tensor, nn
+
+from pipeline.networks.repeatable import ReflectConv2d, ReflectConv3d
 
 LEAKY_RELU = ("LEAKYRELU", {"negative_slope": 0.2, "inplace": True})
 RELU = ("RELU", {"inplace": True})
 INSTANCE_NORM = "INSTANCE"
 
 
-def reflect_conv(spatial_dims: int, in_channels: int, out_channels: int, kernel_size: int) -> nn.Module:
-    """Build a size-preserving convolution with reflection padding.
+def reflect_conv(
+    spatial_dims: int, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, bias: bool = True
+) -> nn.Module:
+    """Build a convolution with reflection padding, which preserves the size or, with a stride of 2, halves it.
 
     Args:
         spatial_dims: 2 or 3.
         in_channels: channels of the input.
         out_channels: channels of the output.
-        kernel_size: odd kernel width; every axis of the input must be longer than `kernel_size // 2`.
+        kernel_size: kernel width, odd with a stride of 1 and even with one of 2; every axis of the input must be longer
+            than the padding.
+        stride: 1 or 2.
+        bias: whether to add one.
 
     Returns:
-        A convolution from (B, in_channels, *spatial) to (B, out_channels, *spatial).
+        A convolution from (B, in_channels, *spatial) to (B, out_channels, *(spatial // stride)).
     """
-    return Conv[Conv.CONV, spatial_dims](
-        in_channels, out_channels, kernel_size, padding=kernel_size // 2, padding_mode="reflect"
+    kind: type[nn.Module] = ReflectConv2d if spatial_dims == 2 else ReflectConv3d
+    padding = (kernel_size - 1) // 2
+    return kind(
+        in_channels, out_channels, kernel_size, stride=stride, padding=padding, padding_mode="reflect", bias=bias
     )
 
 
