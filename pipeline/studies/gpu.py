@@ -26,7 +26,7 @@ from monai.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.engines import PrepareBatch, TranslationTrainer, seed_all
-from pipeline.engines.acceleration import Compiled, Recorded
+from pipeline.engines.acceleration import Compiled
 from pipeline.reporting.tables import markdown_table
 from pipeline.studies.cost import make_translator
 from pipeline.studies.stand_ins import TINY_NETWORKS, InMemory, training, write_untrained, write_volume
@@ -38,7 +38,7 @@ METHOD = "reggan"
 # What a trace of the GPU holds beside kernels: copies, and ranges that the host marks.
 NO_KERNELS = ("Memcpy", "Memset", "Optimizer", "ProfilerStep", "Torch-Compiled", "##")
 SETTLE = 6
-"""Steps before any is timed: kernels are chosen, the step is compiled and recorded."""
+"""Steps before any is timed: kernels are chosen, the step is compiled, CUDA graphs are recorded."""
 BLOCKS = 5
 """Blocks of steps that are timed; the median counts."""
 
@@ -64,21 +64,8 @@ def _both(*variants: Variant) -> list[Variant]:
     return [variant._replace(batch=batch) for variant in variants for batch in (1, 8)]
 
 
-FIRST = _both(
-    Variant("plain"),
-    Variant(),
-    Variant(precision="bf16"),
-    Variant(precision="bf16", compile="graph"),
-    Variant(compile="graph"),
-    Variant(precision="bf16", channels_last=True, compile="graph"),
-)
-LAST = [
-    Variant(precision="bf16", compile="reduce-overhead"),
-    Variant(precision="bf16", compile="default"),
-    Variant(precision="bf16", compile="reduce-overhead", batch=8),
-    *_both(Variant(precision="bf16", channels_last=True)),
-    Variant(precision="bf16", compile="default", batch=8),
-]
+FIRST = _both(Variant("plain"), Variant(), Variant(precision="bf16"), Variant(precision="bf16", channels_last=True))
+LAST = _both(Variant(precision="bf16", compile="reduce-overhead"), Variant(precision="bf16", compile="default"))
 """Those that compile take long; they come when all else is measured."""
 
 
@@ -189,8 +176,7 @@ def measure(
         for variant in variants[0]:
             report.row(variant.name, partial(step, variant))
         report.row("loader", partial(measure_loader, device, size))
-        for compile_ in ("off", "graph"):
-            report.row(f"loop, {compile_}", partial(measure_loop, device, compile_, size, network_size))
+        report.row("loop", partial(measure_loop, device, size, network_size))
         report.row("loop around a tiny step", partial(measure_tiny_loop, device))
         for precision in ("fp32", "bf16"):
             report.row(
@@ -224,9 +210,18 @@ def make_trainer(variant: Variant, device: torch.device, size: int, network_size
     sides = translator.generator_parameters(), translator.discriminator_parameters()
     optimizers = [torch.optim.Adam(list(parameters), **settings) for parameters in sides]
     batch = {name: torch.rand(variant.batch, 1, size, size, device=device) * 2 - 1 for name in ("image", "label")}
-    how: dict[str, Any] = {"amp": variant.precision == "bf16", "compile": variant.compile}
+    generator_optimizer, discriminator_optimizer = optimizers
     return TranslationTrainer(
-        device, 1, [batch], translator, *optimizers, weights, channels_last=variant.channels_last, **how
+        device,
+        1,
+        [batch],
+        translator,
+        generator_optimizer,
+        discriminator_optimizer,
+        weights,
+        amp=variant.precision == "bf16",
+        compile=variant.compile,
+        channels_last=variant.channels_last,
     )
 
 
@@ -260,13 +255,9 @@ def measure_step(variant: Variant, device: torch.device, size: int, network_size
             result["not_traced"] = str(error)[:200]
     operations = _operations(variant, device, size, network_size)
     result |= {"GFLOP": round(operations / 1e9, 1), "TFLOP_per_s": round(operations / seconds / 1e12, 2)}
-    reasons = [part.reason for part in _accelerated(trainer) if part.reason is not None]
+    parts = (trainer._generator_terms, trainer._discriminator_terms)
+    reasons = [part.reason for part in parts if isinstance(part, Compiled) and part.reason is not None]
     return result | ({"fell_back": reasons} if reasons else {})
-
-
-def _accelerated(trainer: TranslationTrainer) -> list[Compiled | Recorded]:
-    parts = (trainer._generator_terms, trainer._discriminator_terms, *(trainer._steps or ()))
-    return [part for part in parts if isinstance(part, Compiled | Recorded)]
 
 
 def _wait(device: torch.device) -> None:
@@ -366,11 +357,9 @@ def measure_loader(device: torch.device, size: int, pairs: int = 256) -> dict[st
     return result
 
 
-def measure_loop(
-    device: torch.device, compile_: str, size: int, network_size: str, iterations: int = 60
-) -> dict[str, Any]:
+def measure_loop(device: torch.device, size: int, network_size: str, iterations: int = 60) -> dict[str, Any]:
     """An iteration of a training with all default handlers, its waits for the GPU, and the bare step beside it."""
-    settings = {"network_size": network_size, "compile": compile_, "precision": "bf16", "tracking_uri": "none"}
+    settings = {"network_size": network_size, "precision": "bf16", "tracking_uri": "none"}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         workflow = training(Path(folder), size, iterations, 3, device, **settings)
         workflow.initialize()
@@ -398,7 +387,10 @@ def measure_loop(
         waits += state.get("found", [])
         [batch, *_] = [trainer.prepare_batch(b, device, False) for b in workflow.part("train#dataloader")][:1]
         bare = _seconds_per_call(partial(trainer._iteration, trainer, batch), 0.2, device)
-    result = {"loop_ms": round(1e3 * times[1] / iterations, 3), "bare_ms_with_noise": round(1e3 * bare, 3)}
+    result: dict[str, Any] = {
+        "loop_ms": round(1e3 * times[1] / iterations, 3),
+        "bare_ms_with_noise": round(1e3 * bare, 3),
+    }
     if device.type == "cuda":
         result |= {"waits_per_epoch": len(waits), "fetches_per_epoch": iterations // 20}
         result |= {"where": sorted(set(waits))[:8]}
@@ -486,7 +478,7 @@ def measure_translation(
         size = max(32, min(shape[:2]))
         write_untrained(folder / "model.pt", size, network_size=network_size, device="cpu")
         image = write_volume(folder / "head.nii.gz", shape)
-        settings = {"image": str(image), "output_dir": str(folder / "out"), "device": str(device)}
+        settings: dict[str, Any] = {"image": str(image), "output_dir": str(folder / "out"), "device": str(device)}
         settings["amp"] = precision == "bf16"
         workflow = ConfigWorkflow(["inference.json"], checkpoint=str(folder / "model.pt"), **settings)
         evaluator = workflow.part("evaluator")
