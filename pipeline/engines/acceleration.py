@@ -54,11 +54,12 @@ class Compiled:
             try:
                 return self._compiled(*arguments)
             except Exception as error:  # compilers fail in many ways; what the function raises, it raises again below
-                self._compiled, self.reason = None, _first_line(error)
+                self._compiled, self.reason = None, _reason(error)
                 logger.warning("the step runs without compile, which failed: %s", self.reason)
         return self._plain(*arguments)
 
 
-def _first_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
+    """The first words of an error; those of the compiler name the cause in the second line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return ": ".join([type(error).__name__, *lines[:2]])

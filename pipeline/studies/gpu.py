@@ -151,6 +151,7 @@ def measure(
     network_size: str = "paper",
     volume: Sequence[int] = (240, 240, 155),
     block: float = 0.25,
+    iterations: int = 60,
     variants: tuple[Sequence[Variant], Sequence[Variant]] = (FIRST, LAST),
 ) -> dict[str, Any]:
     """Measure all rows, print them as they come and a table in the end.
@@ -163,6 +164,7 @@ def measure(
         network_size: "paper" or "small".
         volume: shape of the volume that is translated.
         block: least seconds of one of the timed blocks of steps.
+        iterations: of each epoch of the loop.
         variants: of the step: those measured before all else, and those after.
 
     Returns:
@@ -176,8 +178,8 @@ def measure(
         for variant in variants[0]:
             report.row(variant.name, partial(step, variant))
         report.row("loader", partial(measure_loader, device, size))
-        report.row("loop", partial(measure_loop, device, size, network_size))
-        report.row("loop around a tiny step", partial(measure_tiny_loop, device))
+        report.row("loop", partial(measure_loop, device, size, network_size, iterations))
+        report.row("loop around a tiny step", partial(measure_tiny_loop, device, iterations))
         for precision in ("fp32", "bf16"):
             report.row(
                 f"translation, {precision}", partial(measure_translation, device, precision, network_size, volume)
@@ -206,7 +208,7 @@ def make_trainer(variant: Variant, device: torch.device, size: int, network_size
     translator, weights = make_translator(METHOD, network_size)
     translator.to(device)
     settings: dict[str, Any] = {"lr": 1e-4, "betas": (0.5, 0.999), "weight_decay": 1e-4}
-    settings["fused"] = device.type == "cuda" and variant.schedule == "ours"
+    settings["fused"] = variant.schedule == "ours"
     sides = translator.generator_parameters(), translator.discriminator_parameters()
     optimizers = [torch.optim.Adam(list(parameters), **settings) for parameters in sides]
     batch = {name: torch.rand(variant.batch, 1, size, size, device=device) * 2 - 1 for name in ("image", "label")}
@@ -225,13 +227,22 @@ def make_trainer(variant: Variant, device: torch.device, size: int, network_size
     )
 
 
+def make_step(variant: Variant, device: torch.device, size: int, network_size: str) -> Work:
+    """A variant of the step on a fixed batch of noise."""
+    return _step_of(make_trainer(variant, device, size, network_size), variant)
+
+
+def _step_of(trainer: TranslationTrainer, variant: Variant) -> Work:
+    [batch] = trainer.data_loader
+    ours: Work = partial(trainer._iteration, trainer, batch)
+    return plain_step(trainer, batch) if variant.schedule == "plain" else ours
+
+
 def measure_step(variant: Variant, device: torch.device, size: int, network_size: str, block: float) -> dict[str, Any]:
     """One way to run the step: its time, its rate, its kernels, its synchronisations and its memory."""
     on_gpu = device.type == "cuda"
     trainer = make_trainer(variant, device, size, network_size)
-    [batch] = trainer.data_loader
-    ours: Work = partial(trainer._iteration, trainer, batch)
-    step = ours if variant.schedule == "ours" else plain_step(trainer, batch)
+    step = _step_of(trainer, variant)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     begun = time.monotonic()
@@ -287,11 +298,9 @@ def _operations(variant: Variant, device: torch.device, size: int, network_size:
     """Floating-point operations of a step of that schedule, two for a multiplication with its addition."""
     key = (variant.schedule, size, network_size)
     if key not in _COUNTED:
-        trainer = make_trainer(Variant(schedule=variant.schedule), device, size, network_size)
-        [batch] = trainer.data_loader
-        step = partial(trainer._iteration, trainer, batch)
+        step = make_step(Variant(variant.schedule), device, size, network_size)
         with FlopCounterMode(display=False) as counter:
-            (step if variant.schedule == "ours" else plain_step(trainer, batch))()
+            step()
         _COUNTED[key] = counter.get_total_flops()
     return _COUNTED[key] * variant.batch
 
@@ -357,7 +366,7 @@ def measure_loader(device: torch.device, size: int, pairs: int = 256) -> dict[st
     return result
 
 
-def measure_loop(device: torch.device, size: int, network_size: str, iterations: int = 60) -> dict[str, Any]:
+def measure_loop(device: torch.device, size: int, network_size: str, iterations: int) -> dict[str, Any]:
     """An iteration of a training with all default handlers, its waits for the GPU, and the bare step beside it."""
     settings = {"network_size": network_size, "precision": "bf16", "tracking_uri": "none"}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
@@ -397,7 +406,7 @@ def measure_loop(device: torch.device, size: int, network_size: str, iterations:
     return result
 
 
-def measure_tiny_loop(device: torch.device, iterations: int = 100, rounds: int = 3) -> dict[str, Any]:
+def measure_tiny_loop(device: torch.device, iterations: int, rounds: int = 3) -> dict[str, Any]:
     """What the loop with all default handlers adds to a step that costs next to nothing."""
     settings = {**TINY_NETWORKS, "tracking_uri": "none"}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
