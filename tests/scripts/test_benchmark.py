@@ -25,12 +25,15 @@ def script(monkeypatch):
     return module
 
 
-def test_the_step_and_its_memory(script, capsys):
+def test_the_step(script, capsys):
     assert script.report_step(64, 1, CPU, "small") > 0
+    assert "ours, bf16" in capsys.readouterr().out
+
+
+@pytest.mark.slow  # a process for each schedule
+def test_the_memory_of_a_step(script, capsys):
     script.report_memory(64, CPU, "small")
-    out = capsys.readouterr().out
-    assert "ratio" in out
-    assert "Peak memory" in out
+    assert "Peak memory" in capsys.readouterr().out
 
 
 def test_the_loop_and_the_loader(script, capsys):
@@ -47,6 +50,7 @@ def test_onnx_beside_pytorch(script, capsys):
     assert "Volumes per second" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_a_gpu_is_measured_with_runs_on_a_cpu(tmp_path, capsys):
     path = tmp_path / "gpu.json"
     variants = [Variant("plain"), Variant(), Variant(precision="bf16", channels_last=True)], [Variant(batch=2)]
