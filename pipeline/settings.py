@@ -143,7 +143,7 @@ def _settings() -> list[Setting]:
         Setting("num_workers", "whole", "0", "processes that load data", both, 0, logged=False),
         Setting("precision", "text", "auto", "of the networks", choices=("auto", "fp32", "bf16")),
         Setting("amp", "flag", "none", "true: precision bf16; false: fp32", _ALL, none=True),
-        Setting("compile", "text", "off", "how a step is run", choices=("off", "default", "graph", "reduce-overhead")),
+        Setting("compile", "text", "off", "how a step is run", choices=("off", "default", "reduce-overhead")),
         Setting("deterministic", "text", "auto", "auto, true or false: the same result each time on a GPU"),
         Setting("max_epochs", "whole", "11", "passes over the training slices", least=1),
         Setting("batch_size", "whole", "2", "slices in a step, of all processes together", least=1),
@@ -236,7 +236,7 @@ def check(chain: str, read: Sequence[str] = ()) -> None:
 
 def values(parser: ConfigParser) -> dict[str, Any]:
     """The values of a training's settings, for MLflow; expressions resolved."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, setting in SETTINGS.items():
         if setting.logged and TRAINING in setting.of and name in parser:
             value = parser.ref_resolver.get_resolved_content(name)

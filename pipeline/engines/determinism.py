@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from monai.utils import set_determinism
@@ -30,4 +31,5 @@ def seed_all(seed: int, device: torch.device | str, deterministic: bool | None =
     if wanted and on_gpu:
         # cuBLAS reads it when it is first used; without it, PyTorch refuses matrix products.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.utils.deterministic.fill_uninitialized_memory = False  # we read nothing that was not written
+        memory: Any = torch.utils.deterministic
+        memory.fill_uninitialized_memory = False  # nothing is read that was not written

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import ignite.distributed as idist
 import torch
@@ -21,7 +22,8 @@ PATIENCE = timedelta(hours=12)
 """How long a process waits for the others; the first may preprocess a large data set meanwhile."""
 
 
-class Processes(NamedTuple):
+@dataclass(frozen=True)
+class Processes:
     """How many processes train, which of them this is, and its device."""
 
     count: int

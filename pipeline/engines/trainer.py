@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,13 +12,13 @@ from monai.utils import CommonKeys
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pipeline.engines.acceleration import Compiled, Recorded, Tensors, check_compile
+from pipeline.engines.acceleration import Compiled, check_compile
 from pipeline.engines.batch import PrepareBatch
 from pipeline.engines.processes import average_gradients, draw_for_all
 from pipeline.losses import WeightedSum
 from pipeline.translators import Translator
 
-logger = logging.getLogger(__name__)
+Tensors = dict[str, Tensor]
 
 
 class TranslationTrainer(Trainer):
@@ -93,7 +92,7 @@ class TranslationTrainer(Trainer):
         terms = _Terms(network, torch.device(device), amp)
         self._generator_terms: Callable[..., Any] = terms.of_generator
         self._discriminator_terms: Callable[..., Any] = terms.of_discriminator
-        self._steps: tuple[Callable[..., Any], Callable[..., Any]] | None = None
+        self._begun = False
 
     def run(self) -> None:
         """Train until ``max_epochs``."""
@@ -103,60 +102,55 @@ class TranslationTrainer(Trainer):
     def _iteration(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
         batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
         self.network.train()
-        if self._steps is None:
-            self._steps = self._make_steps()
-        train_generator, train_discriminator = self._steps
-
+        if not self._begun:
+            self._begin()
+        if self.compile == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()  # what the step before gave back may be overwritten now
         tensors = {name: self._laid_out(value) for name, value in batch.items() if isinstance(value, Tensor)}
-        outputs, losses = train_generator(tensors | draw_for_all(self.network.draw, tensors))
+
+        self._train_discriminator(False)
+        outputs, generator_terms = self._generator_terms(tensors | draw_for_all(self.network.draw, tensors))
+        self._update(self.generator_optimizer, generator_terms)
+
+        outputs = {name: output.detach() for name, output in outputs.items()}
+        discriminator_terms: Tensors = {}
         if self.discriminator_optimizer is not None:
-            losses = losses | train_discriminator(tensors, dict(self.network.shown(outputs)))
+            self._train_discriminator(True)
+            discriminator_terms = self._discriminator_terms(tensors, dict(self.network.shown(outputs)))
+            self._update(self.discriminator_optimizer, discriminator_terms)
+
+        losses = {f"generator/{name}": term.detach() for name, term in generator_terms.items()}
+        losses |= {f"discriminator/{name}": term.detach() for name, term in discriminator_terms.items()}
         return {CommonKeys.IMAGE: batch["image"], CommonKeys.LABEL: batch["label"], **outputs, "losses": losses}
 
-    def _make_steps(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """The steps of both sides, as ``compile`` has them."""
-        device = torch.device(self.state.device)
+    def _begin(self) -> None:
+        """Before the first step, when a run that is resumed has its state."""
+        self._begun = True
         if self.channels_last:
-            for module in self.network.modules():
-                if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
-                    module.to(memory_format=torch.channels_last)
-        if self.compile in ("default", "reduce-overhead"):
-            self._generator_terms, self._discriminator_terms = (
-                Compiled(terms) for terms in (self._generator_terms, self._discriminator_terms)
-            )
-        steps = self._train_generator, self._train_discriminator
-        if self.compile not in ("graph", "reduce-overhead"):
-            return steps
-        if device.type != "cuda":
-            logger.warning("the step runs without a CUDA graph: the device is %s", device)
-            return steps
-        pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
-        optimizers = self.generator_optimizer, self.discriminator_optimizer
-        generator, discriminator = (
-            step if optimizer is None else Recorded(step, optimizer, pool, stream)
-            for step, optimizer in zip(steps, optimizers, strict=True)
-        )
-        return generator, discriminator
+            self._lay_out_weights()
+        if self.compile != "off":
+            self._generator_terms = Compiled(self._generator_terms, self.compile)
+            self._discriminator_terms = Compiled(self._discriminator_terms, self.compile)
 
-    def _train_generator(self, batch: Tensors) -> tuple[Tensors, Tensors]:
-        self._require_discriminator_gradients(False)
-        outputs, terms = self._generator_terms(batch)
-        self._update(self.generator_optimizer, terms)
-        outputs = {name: output.detach() for name, output in outputs.items()}
-        return outputs, {f"generator/{name}": term.detach() for name, term in terms.items()}
-
-    def _train_discriminator(self, batch: Tensors, outputs: Tensors) -> Tensors:
-        assert self.discriminator_optimizer is not None
-        self._require_discriminator_gradients(True)
-        terms = self._discriminator_terms(batch, outputs)
-        self._update(self.discriminator_optimizer, terms)
-        return {f"discriminator/{name}": term.detach() for name, term in terms.items()}
+    def _lay_out_weights(self) -> None:
+        """Weights with channels last, and what an optimiser that was resumed keeps of them likewise."""
+        layout: dict[str, Any] = {"memory_format": torch.channels_last}
+        for module in self.network.modules():
+            if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+                module.to(**layout)
+        for optimizer in (self.generator_optimizer, self.discriminator_optimizer):
+            for parameter, kept in () if optimizer is None else optimizer.state.items():
+                kept |= {
+                    name: torch.empty_like(parameter).copy_(value)
+                    for name, value in kept.items()
+                    if isinstance(value, Tensor) and value.shape == parameter.shape
+                }
 
     def _laid_out(self, tensor: Tensor) -> Tensor:
         as_images = self.channels_last and tensor.ndim == 4
         return tensor.contiguous(memory_format=torch.channels_last) if as_images else tensor
 
-    def _require_discriminator_gradients(self, on: bool) -> None:
+    def _train_discriminator(self, on: bool) -> None:
         for parameter in self._discriminator_parameters:
             parameter.requires_grad_(on)
 

@@ -27,6 +27,7 @@ from pipeline.inference.seal import PLACEHOLDER, SEAL, seal
 from pipeline.inference.slices import BACKGROUND
 from pipeline.io import read_image
 from pipeline.models import encode_recipe
+from pipeline.networks.blocks import EPSILON, InstanceNorm
 from pipeline.translators import Translator
 
 FORMATS = {".ts": "TorchScript", ".onnx": "ONNX", ".pt2": "torch.export"}
@@ -237,17 +238,11 @@ class _SteadyInstanceNorm(nn.Module):
     first is small, so taking it off as well mends that.
     """
 
-    def __init__(self, norm: Any) -> None:
-        super().__init__()
-        self.eps, self.weight, self.bias = norm.eps, norm.weight, norm.bias
-
     def forward(self, x: Tensor) -> Tensor:
         axes = list(range(2, x.ndim))
         for _ in range(2):
             x = x - x.mean(axes, keepdim=True)
-        x = x / torch.sqrt(x.square().mean(axes, keepdim=True) + self.eps)
-        shape = (-1, *(1 for _ in axes))
-        return x if self.weight is None else x * self.weight.view(shape) + self.bias.view(shape)
+        return x / torch.sqrt(x.square().mean(axes, keepdim=True) + EPSILON)
 
 
 def _with_steady_norms(network: nn.Module) -> nn.Module:
@@ -255,8 +250,8 @@ def _with_steady_norms(network: nn.Module) -> nn.Module:
     network = copy.deepcopy(network)
     for part in list(network.modules()):
         for name, child in list(part.named_children()):
-            if isinstance(child, nn.InstanceNorm2d | nn.InstanceNorm3d) and not child.track_running_stats:
-                setattr(part, name, _SteadyInstanceNorm(child))
+            if isinstance(child, InstanceNorm):
+                setattr(part, name, _SteadyInstanceNorm())
     return network
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 
-from monai.networks.layers import Norm
 from torch import Tensor, nn
 
 from pipeline.networks.blocks import (
+    InstanceNorm,
     ResidualBlock,
     check_counts,
     check_images,
@@ -91,10 +91,13 @@ class ContentEncoder(nn.Module):
         widths = [filters * 2**level for level in range(downsamplings + 1)]
         self.channels = widths[-1]
 
-        norm = Norm[Norm.INSTANCE, spatial_dims]
-        stages = [reflect_conv(spatial_dims, in_channels, filters, STEM_KERNEL), norm(filters), nn.ReLU(inplace=True)]
+        stages = [
+            reflect_conv(spatial_dims, in_channels, filters, STEM_KERNEL),
+            InstanceNorm(filters),
+            nn.ReLU(inplace=True),
+        ]
         for fine, coarse in pairwise(widths):
-            stages += [halving_conv(spatial_dims, fine, coarse), norm(coarse), nn.ReLU(inplace=True)]
+            stages += [halving_conv(spatial_dims, fine, coarse), InstanceNorm(coarse), nn.ReLU(inplace=True)]
         stages += [ResidualBlock(spatial_dims, self.channels) for _ in range(residual_blocks)]
         self.stages = nn.Sequential(*stages)
 

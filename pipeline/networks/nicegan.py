@@ -13,7 +13,7 @@ from monai.networks.layers import Conv
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from pipeline.networks.blocks import check_counts, check_images, check_spatial_dims, crop, reflect_conv
+from pipeline.networks.blocks import check_counts, check_images, check_spatial_dims, crop, instance_norm, reflect_conv
 from pipeline.networks.repeatable import reflect
 
 _DOWNSAMPLINGS = 2  # of the encoder, and as many upsamplings in the generator
@@ -379,7 +379,7 @@ def _spectral_weight(layer: nn.Module, x: Tensor) -> Tensor:
 
 def _mixed_norm(x: Tensor, mixture: Tensor) -> Tensor:
     instance, layer = (_per_channel(part, x.ndim - 2) for part in mixture.softmax(dim=0))
-    return instance * F.instance_norm(x) + layer * F.group_norm(x, num_groups=1)
+    return instance * instance_norm(x) + layer * F.group_norm(x, num_groups=1)
 
 
 def _mixture(channels: int, start: Sequence[float]) -> nn.Parameter:

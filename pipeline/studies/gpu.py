@@ -26,7 +26,7 @@ from monai.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.engines import PrepareBatch, TranslationTrainer, seed_all
-from pipeline.engines.acceleration import Compiled, Recorded
+from pipeline.engines.acceleration import Compiled
 from pipeline.reporting.tables import markdown_table
 from pipeline.studies.cost import make_translator
 from pipeline.studies.stand_ins import TINY_NETWORKS, InMemory, training, write_untrained, write_volume
@@ -38,7 +38,7 @@ METHOD = "reggan"
 # What a trace of the GPU holds beside kernels: copies, and ranges that the host marks.
 NO_KERNELS = ("Memcpy", "Memset", "Optimizer", "ProfilerStep", "Torch-Compiled", "##")
 SETTLE = 6
-"""Steps before any is timed: kernels are chosen, the step is compiled and recorded."""
+"""Steps before any is timed: kernels are chosen, the step is compiled, CUDA graphs are recorded."""
 BLOCKS = 5
 """Blocks of steps that are timed; the median counts."""
 
@@ -64,21 +64,8 @@ def _both(*variants: Variant) -> list[Variant]:
     return [variant._replace(batch=batch) for variant in variants for batch in (1, 8)]
 
 
-FIRST = _both(
-    Variant("plain"),
-    Variant(),
-    Variant(precision="bf16"),
-    Variant(precision="bf16", compile="graph"),
-    Variant(compile="graph"),
-    Variant(precision="bf16", channels_last=True, compile="graph"),
-)
-LAST = [
-    Variant(precision="bf16", compile="reduce-overhead"),
-    Variant(precision="bf16", compile="default"),
-    Variant(precision="bf16", compile="reduce-overhead", batch=8),
-    *_both(Variant(precision="bf16", channels_last=True)),
-    Variant(precision="bf16", compile="default", batch=8),
-]
+FIRST = _both(Variant("plain"), Variant(), Variant(precision="bf16"), Variant(precision="bf16", channels_last=True))
+LAST = _both(Variant(precision="bf16", compile="reduce-overhead"), Variant(precision="bf16", compile="default"))
 """Those that compile take long; they come when all else is measured."""
 
 
@@ -164,6 +151,7 @@ def measure(
     network_size: str = "paper",
     volume: Sequence[int] = (240, 240, 155),
     block: float = 0.25,
+    iterations: int = 60,
     variants: tuple[Sequence[Variant], Sequence[Variant]] = (FIRST, LAST),
 ) -> dict[str, Any]:
     """Measure all rows, print them as they come and a table in the end.
@@ -176,6 +164,7 @@ def measure(
         network_size: "paper" or "small".
         volume: shape of the volume that is translated.
         block: least seconds of one of the timed blocks of steps.
+        iterations: of each epoch of the loop.
         variants: of the step: those measured before all else, and those after.
 
     Returns:
@@ -189,9 +178,8 @@ def measure(
         for variant in variants[0]:
             report.row(variant.name, partial(step, variant))
         report.row("loader", partial(measure_loader, device, size))
-        for compile_ in ("off", "graph"):
-            report.row(f"loop, {compile_}", partial(measure_loop, device, compile_, size, network_size))
-        report.row("loop around a tiny step", partial(measure_tiny_loop, device))
+        report.row("loop", partial(measure_loop, device, size, network_size, iterations))
+        report.row("loop around a tiny step", partial(measure_tiny_loop, device, iterations))
         for precision in ("fp32", "bf16"):
             report.row(
                 f"translation, {precision}", partial(measure_translation, device, precision, network_size, volume)
@@ -220,23 +208,41 @@ def make_trainer(variant: Variant, device: torch.device, size: int, network_size
     translator, weights = make_translator(METHOD, network_size)
     translator.to(device)
     settings: dict[str, Any] = {"lr": 1e-4, "betas": (0.5, 0.999), "weight_decay": 1e-4}
-    settings["fused"] = device.type == "cuda" and variant.schedule == "ours"
+    settings["fused"] = variant.schedule == "ours"
     sides = translator.generator_parameters(), translator.discriminator_parameters()
     optimizers = [torch.optim.Adam(list(parameters), **settings) for parameters in sides]
     batch = {name: torch.rand(variant.batch, 1, size, size, device=device) * 2 - 1 for name in ("image", "label")}
-    how: dict[str, Any] = {"amp": variant.precision == "bf16", "compile": variant.compile}
+    generator_optimizer, discriminator_optimizer = optimizers
     return TranslationTrainer(
-        device, 1, [batch], translator, *optimizers, weights, channels_last=variant.channels_last, **how
+        device,
+        1,
+        [batch],
+        translator,
+        generator_optimizer,
+        discriminator_optimizer,
+        weights,
+        amp=variant.precision == "bf16",
+        compile=variant.compile,
+        channels_last=variant.channels_last,
     )
+
+
+def make_step(variant: Variant, device: torch.device, size: int, network_size: str) -> Work:
+    """A variant of the step on a fixed batch of noise."""
+    return _step_of(make_trainer(variant, device, size, network_size), variant)
+
+
+def _step_of(trainer: TranslationTrainer, variant: Variant) -> Work:
+    [batch] = trainer.data_loader
+    ours: Work = partial(trainer._iteration, trainer, batch)
+    return plain_step(trainer, batch) if variant.schedule == "plain" else ours
 
 
 def measure_step(variant: Variant, device: torch.device, size: int, network_size: str, block: float) -> dict[str, Any]:
     """One way to run the step: its time, its rate, its kernels, its synchronisations and its memory."""
     on_gpu = device.type == "cuda"
     trainer = make_trainer(variant, device, size, network_size)
-    [batch] = trainer.data_loader
-    ours: Work = partial(trainer._iteration, trainer, batch)
-    step = ours if variant.schedule == "ours" else plain_step(trainer, batch)
+    step = _step_of(trainer, variant)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     begun = time.monotonic()
@@ -260,13 +266,9 @@ def measure_step(variant: Variant, device: torch.device, size: int, network_size
             result["not_traced"] = str(error)[:200]
     operations = _operations(variant, device, size, network_size)
     result |= {"GFLOP": round(operations / 1e9, 1), "TFLOP_per_s": round(operations / seconds / 1e12, 2)}
-    reasons = [part.reason for part in _accelerated(trainer) if part.reason is not None]
+    parts = (trainer._generator_terms, trainer._discriminator_terms)
+    reasons = [part.reason for part in parts if isinstance(part, Compiled) and part.reason is not None]
     return result | ({"fell_back": reasons} if reasons else {})
-
-
-def _accelerated(trainer: TranslationTrainer) -> list[Compiled | Recorded]:
-    parts = (trainer._generator_terms, trainer._discriminator_terms, *(trainer._steps or ()))
-    return [part for part in parts if isinstance(part, Compiled | Recorded)]
 
 
 def _wait(device: torch.device) -> None:
@@ -296,11 +298,9 @@ def _operations(variant: Variant, device: torch.device, size: int, network_size:
     """Floating-point operations of a step of that schedule, two for a multiplication with its addition."""
     key = (variant.schedule, size, network_size)
     if key not in _COUNTED:
-        trainer = make_trainer(Variant(schedule=variant.schedule), device, size, network_size)
-        [batch] = trainer.data_loader
-        step = partial(trainer._iteration, trainer, batch)
+        step = make_step(Variant(variant.schedule), device, size, network_size)
         with FlopCounterMode(display=False) as counter:
-            (step if variant.schedule == "ours" else plain_step(trainer, batch))()
+            step()
         _COUNTED[key] = counter.get_total_flops()
     return _COUNTED[key] * variant.batch
 
@@ -366,11 +366,9 @@ def measure_loader(device: torch.device, size: int, pairs: int = 256) -> dict[st
     return result
 
 
-def measure_loop(
-    device: torch.device, compile_: str, size: int, network_size: str, iterations: int = 60
-) -> dict[str, Any]:
+def measure_loop(device: torch.device, size: int, network_size: str, iterations: int) -> dict[str, Any]:
     """An iteration of a training with all default handlers, its waits for the GPU, and the bare step beside it."""
-    settings = {"network_size": network_size, "compile": compile_, "precision": "bf16", "tracking_uri": "none"}
+    settings = {"network_size": network_size, "precision": "bf16", "tracking_uri": "none"}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         workflow = training(Path(folder), size, iterations, 3, device, **settings)
         workflow.initialize()
@@ -398,14 +396,17 @@ def measure_loop(
         waits += state.get("found", [])
         [batch, *_] = [trainer.prepare_batch(b, device, False) for b in workflow.part("train#dataloader")][:1]
         bare = _seconds_per_call(partial(trainer._iteration, trainer, batch), 0.2, device)
-    result = {"loop_ms": round(1e3 * times[1] / iterations, 3), "bare_ms_with_noise": round(1e3 * bare, 3)}
+    result: dict[str, Any] = {
+        "loop_ms": round(1e3 * times[1] / iterations, 3),
+        "bare_ms_with_noise": round(1e3 * bare, 3),
+    }
     if device.type == "cuda":
         result |= {"waits_per_epoch": len(waits), "fetches_per_epoch": iterations // 20}
         result |= {"where": sorted(set(waits))[:8]}
     return result
 
 
-def measure_tiny_loop(device: torch.device, iterations: int = 100, rounds: int = 3) -> dict[str, Any]:
+def measure_tiny_loop(device: torch.device, iterations: int, rounds: int = 3) -> dict[str, Any]:
     """What the loop with all default handlers adds to a step that costs next to nothing."""
     settings = {**TINY_NETWORKS, "tracking_uri": "none"}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
@@ -486,7 +487,7 @@ def measure_translation(
         size = max(32, min(shape[:2]))
         write_untrained(folder / "model.pt", size, network_size=network_size, device="cpu")
         image = write_volume(folder / "head.nii.gz", shape)
-        settings = {"image": str(image), "output_dir": str(folder / "out"), "device": str(device)}
+        settings: dict[str, Any] = {"image": str(image), "output_dir": str(folder / "out"), "device": str(device)}
         settings["amp"] = precision == "bf16"
         workflow = ConfigWorkflow(["inference.json"], checkpoint=str(folder / "model.pt"), **settings)
         evaluator = workflow.part("evaluator")
