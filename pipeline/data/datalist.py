@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.checks import REQUIRED_SPLITS, SPLITS, DataError, find_faults
-from pipeline.io import READABLE, name_of
+from pipeline.io import READABLE, name_of, split_series
 
 __all__ = ["Cases", "load_cases"]
 
@@ -277,7 +277,7 @@ def _entry(item: Mapping[str, Any], folder: Path, root: Path) -> dict[str, str]:
     entry = {}
     for key in ("image", "label"):
         places = [Path(os.path.normpath(base / Path(item[key]).expanduser())) for base in (root, folder)]
-        entry[key] = str(next((place for place in places if place.exists()), places[0]))
+        entry[key] = str(next((place for place in places if split_series(place)[0].exists()), places[0]))
     if item.get("patient") not in (None, ""):
         return {**entry, "case": str(item["patient"])}
     # imagesTr/p1.nii.gz and imagesVal/p1.nii.gz are one patient, p1/T1.nii.gz and p2/T1.nii.gz are two.

@@ -126,6 +126,6 @@ def suffix_of(path: Path, known: tuple[str, ...]) -> str:
     """
     found = next((suffix for suffix in known if path.name.lower().endswith(suffix)), None)
     if found is None:
-        dicom = "; convert DICOM to NIfTI first, with dcm2niix for instance" if known is READABLE else ""
+        dicom = ", or DICOM" if known is READABLE else ""
         raise ImageError(f"is of no known format: expected a name that ends in {', '.join(known)}{dicom}")
     return found

@@ -16,8 +16,9 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor
 
-from pipeline.io.formats import WRITABLE, WRITERS, name_of, suffix_of
-from pipeline.io.reading import AFFINE_KEY, read_image, shape_in_file
+from pipeline.io.dicom import SOURCE_KEY, Derivation, Pseudonyms, write_derived
+from pipeline.io.formats import WRITABLE, WRITERS, ImageError, suffix_of
+from pipeline.io.reading import AFFINE_KEY, image_name, read_image, shape_in_file
 
 AFFINE_TOLERANCE = 1e-3
 """How far, in mm, a header may round where an affine places its voxels' axes."""
@@ -104,6 +105,83 @@ class WriteImaged(MapTransform):
         d = dict(data)
         source = d[self.like]
         for key in self.key_iterator(d):
-            name = f"{name_of(source.meta['filename_or_obj'])}_{self.postfix}{self.output_ext}"
+            name = f"{image_name(source)}_{self.postfix}{self.output_ext}"
             logger.info("wrote %s", write_image(self.output_dir / name, d[key], source))
+        return d
+
+
+def write_series(
+    folder: str | os.PathLike[str],
+    voxels: Any,
+    like: MetaTensor,
+    derivation: Derivation,
+    pseudonyms: Pseudonyms | None = None,
+) -> Path:
+    """Write a volume as a DICOM series that is derived from its source, see `pipeline.io.dicom.write_derived`.
+
+    Args:
+        folder: for its files.
+        voxels: (1, X, Y, Z) or (X, Y, Z), as many as the source has; HU where it becomes CT.
+        like: the source as `read_image` returned it, or what transforms made of it.
+        derivation: how the volume was made.
+        pseudonyms: to deidentify; None keeps patient and study.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ImageError: the source is not DICOM.
+        ValueError, FileExistsError, OSError: see `pipeline.io.dicom.write_derived`.
+    """
+    if SOURCE_KEY not in like.meta:
+        raise ImageError("is no DICOM, of which alone a DICOM series can be derived")
+    array = np.asarray(convert_to_tensor(voxels, dtype=torch.float32, track_meta=False).cpu())
+    shape = shape_in_file(like)
+    if array.size != np.prod(shape):
+        raise ValueError(f"{folder}: expected the voxels of an image of shape {shape}, got {array.shape}")
+    affine = np.asarray(like.meta[AFFINE_KEY], dtype=np.float64).reshape(4, 4)
+    return write_derived(folder, array.reshape(shape), like.meta[SOURCE_KEY], affine, derivation, pseudonyms)
+
+
+class WriteSeriesd(MapTransform):
+    """Dictionary form of `write_series`: an image goes into a folder of its own; of what is no DICOM, none is written.
+
+    Args:
+        keys: keys of the images, (1, X, Y, Z) each, on the grid of the source.
+        like: key of the source.
+        output_dir: folder for the folders, each named like its source.
+        derivation: how the images were made.
+        deidentify: whether to leave out who the patient is; all that this object writes has consistent pseudonyms.
+        key_file: of these pseudonyms, where they shall agree with those of other times; see `Pseudonyms.of_file`.
+        enabled: False passes everything.
+
+    Raises:
+        OSError, ValueError: (when called) see `write_series`.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        like: str,
+        output_dir: str | os.PathLike[str],
+        derivation: Derivation,
+        deidentify: bool = False,
+        key_file: str | os.PathLike[str] | None = None,
+        enabled: bool = True,
+    ) -> None:
+        super().__init__(keys)
+        self.like, self.derivation, self.enabled = like, derivation, enabled
+        self.output_dir = Path(str(output_dir)).expanduser()
+        self.pseudonyms: Pseudonyms | None = None
+        if deidentify:
+            self.pseudonyms = Pseudonyms() if key_file is None else Pseudonyms.of_file(Path(str(key_file)).expanduser())
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write every key of ``data``, which passes as it is."""
+        d = dict(data)
+        source = d[self.like]
+        if self.enabled and SOURCE_KEY in source.meta:
+            for key in self.key_iterator(d):
+                folder = self.output_dir / f"{image_name(source)}_derived"
+                logger.info("wrote %s", write_series(folder, d[key], source, self.derivation, self.pseudonyms))
         return d

@@ -100,7 +100,7 @@ def test_what_is_no_real_number_is_refused(tmp_path, dtype):
 
 def test_unknown_formats_name_the_known_ones(tmp_path):
     for name in ("IM0001.dcm", "IM0001"):
-        with pytest.raises(ImageError, match=r"ends in \.nii\.gz, .*\.mgh; convert DICOM to NIfTI first"):
+        with pytest.raises(ImageError, match=r"ends in \.nii\.gz, .*\.mgh, or DICOM"):
             read_image(tmp_path / name)
 
 
