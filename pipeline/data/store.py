@@ -137,7 +137,9 @@ class VolumeStore:
                         put_in_place(whole, place)
         except OSError as error:
             told = not_written(place, error) or error
-            raise OSError(f"{told}. It is of the store of preprocessed volumes: --store FOLDER moves it, {NONE}") from error
+            raise OSError(
+                f"{told}. It is of the store of preprocessed volumes: --store FOLDER moves it, {NONE}"
+            ) from error
         pair = self.get(key)
         if pair is None:
             raise OSError(f"{place} could not be read back; --store FOLDER moves it, {NONE}")

@@ -2,7 +2,7 @@
 
 from pipeline.engines.batch import PrepareBatch
 from pipeline.engines.evaluator import TranslationEvaluator
-from pipeline.engines.schedule import linear_decay
+from pipeline.engines.schedule import linear_decay, validation_interval
 from pipeline.engines.trainer import TranslationTrainer
 
-__all__ = ["PrepareBatch", "TranslationEvaluator", "TranslationTrainer", "linear_decay"]
+__all__ = ["PrepareBatch", "TranslationEvaluator", "TranslationTrainer", "linear_decay", "validation_interval"]
