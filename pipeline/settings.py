@@ -138,6 +138,7 @@ def _settings() -> list[Setting]:
         Setting("target_modality", "text", "none", "name of the target's modality", _ALL, none=True),
         Setting("start_from", "path", "none", "model to go on from with other data", none=True),
         Setting("resume", "flag", "false", "continue the run in output_dir", logged=False),
+        Setting("resume_changed", "flag", "false", "continue it with other data, networks or weights", logged=False),
         Setting("seed", "whole", "0", "all that is drawn at random follows from it", both, 0, _LARGEST_SEED),
         Setting("device", "text", "auto", "auto, cpu, cuda:0, ...", _ALL),
         Setting("num_workers", "whole", "0", "processes that load data", both, 0, logged=False),

@@ -21,16 +21,14 @@ else:
 ROOT = Path(__file__).resolve().parent.parent
 # Each room may import those on the floors below it in this list, and itself.
 FLOORS = [
-    {"transforms"},
+    {"transforms", "pipeline.files", "pipeline.provenance"},
     {
         "pipeline.networks",
         "pipeline.losses",
         "pipeline.metrics",
-        "pipeline.files",
         "pipeline.errors",
         "pipeline.jobs",
         "pipeline.io",
-        "pipeline.provenance",
     },
     {"pipeline.data", "pipeline.translators"},
     {"pipeline.models"},

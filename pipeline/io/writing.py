@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor
 
+from pipeline.files import folder_beside, put_in_place, remove_leftovers
 from pipeline.io.dicom import SOURCE_KEY, Derivation, Pseudonyms, write_derived
 from pipeline.io.formats import WRITABLE, WRITERS, ImageError, suffix_of
 from pipeline.io.reading import AFFINE_KEY, image_name, read_image, shape_in_file
@@ -43,8 +43,9 @@ def write_image(path: str | os.PathLike[str], voxels: Any, like: MetaTensor) -> 
 
     Raises:
         ImageError: the name says no format that can be written.
-        ValueError: there are more or fewer voxels than the source has.
-        OSError: the file cannot be written, or what is read back is not what was written, as on a full disk.
+        ValueError: there are more or fewer voxels than the source has, or some are NaN or infinite.
+        OSError: the file cannot be written, or what is read back is not what was written; on a full disk, or where
+            nothing may be written, `pipeline.files.NotWrittenError`.
     """
     path = Path(path)
     write = WRITERS[suffix_of(path, WRITABLE)]
@@ -53,21 +54,26 @@ def write_image(path: str | os.PathLike[str], voxels: Any, like: MetaTensor) -> 
     if array.size != np.prod(shape):
         raise ValueError(f"{path}: expected the voxels of an image of shape {shape}, got {array.shape}")
     array = np.ascontiguousarray(array.reshape(shape))
+    count = array.size - int(np.isfinite(array).sum())
+    if count:
+        raise ValueError(
+            f"{path} was not written: {count} of {array.size} voxels are NaN or infinite, expected finite numbers; the "
+            "model, or --amp with it, does not cope with this volume"
+        )
     affine = np.asarray(like.meta[AFFINE_KEY], dtype=np.float64).reshape(4, 4)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Under its own name, since the formats go by it, and a .mhd names the file of its voxels.
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
-        beside = Path(folder) / path.name
+    with folder_beside(path) as folder:
+        beside = folder / path.name
         try:
             write(beside, array, affine, like.meta)
             found = read_image(beside)
         except Exception as error:  # each library has exceptions of its own
             raise OSError(f"{path} could not be written: {str(error).strip() or type(error).__name__}") from error
-        same = np.array_equal(found.as_tensor().numpy().ravel(), array.ravel(), equal_nan=True)
+        same = np.array_equal(found.as_tensor().numpy().ravel(), array.ravel())
         if not same or not np.allclose(found.affine.numpy(), affine, atol=AFFINE_TOLERANCE):
             raise OSError(f"{path} could not be written: what was read back is not what was written; is the disk full?")
-        for part in sorted(Path(folder).iterdir(), key=lambda part: part == beside):  # the named file last
-            os.replace(part, path.with_name(part.name))
+        for part in sorted(folder.iterdir(), key=lambda part: part == beside):  # the named file last
+            put_in_place(part, path.with_name(part.name))
     return path
 
 
@@ -99,6 +105,7 @@ class WriteImaged(MapTransform):
             raise ValueError(f"output_ext must be one of {', '.join(WRITABLE)}, got {output_ext!r}")
         self.like, self.output_ext, self.postfix = like, output_ext, postfix
         self.output_dir = Path(str(output_dir)).expanduser()
+        remove_leftovers(self.output_dir)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write every key of ``data``, which passes as it is."""
