@@ -203,7 +203,8 @@ class CheckpointHandler:
     def _refuse_another(self, content: Mapping[str, Any], state: Mapping[str, Any], path: Path) -> None:
         encoded = state.get(EXTRA_STATE) if isinstance(state, Mapping) else None
         then = decode_recipe(encoded) if isinstance(encoded, torch.Tensor) else None
-        changed, allowed = [], []
+        changed: list[Any] = []
+        allowed: list[Any] = []
         if then is not None and self.network.recipe is not None:
             changed, allowed = recipe_changes(then, self.network.recipe)
         for name, item in self.stateful.items():

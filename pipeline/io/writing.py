@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Hashable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from ignite.engine import Engine, Events
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
@@ -17,7 +19,7 @@ from monai.utils import convert_to_tensor
 
 from pipeline.files import folder_beside, put_in_place, remove_leftovers
 from pipeline.io.dicom import SOURCE_KEY, Derivation, Pseudonyms, write_derived
-from pipeline.io.formats import WRITABLE, WRITERS, ImageError, suffix_of
+from pipeline.io.formats import COMPRESSION, WRITABLE, WRITERS, ImageError, suffix_of
 from pipeline.io.reading import AFFINE_KEY, image_name, read_image, shape_in_file
 
 AFFINE_TOLERANCE = 1e-3
@@ -26,7 +28,7 @@ AFFINE_TOLERANCE = 1e-3
 logger = logging.getLogger(__name__)
 
 
-def write_image(path: str | os.PathLike[str], voxels: Any, like: MetaTensor) -> Path:
+def write_image(path: str | os.PathLike[str], voxels: Any, like: MetaTensor, compression: int = COMPRESSION) -> Path:
     """Write a volume where its source lies in space.
 
     The file is written in a folder beside its place, read back and compared, and renamed at the end: under its name is
@@ -37,6 +39,7 @@ def write_image(path: str | os.PathLike[str], voxels: Any, like: MetaTensor) -> 
         voxels: (1, X, Y, Z) or (X, Y, Z), as many as the source has; written as float32.
         like: the source as `read_image` returned it, or what transforms made of it. The result has the shape of its
             file and its affine, as NIfTI with the same qform, sform and codes.
+        compression: of ``.nii.gz``, from 0 (fastest) to 3 (smallest); other formats have their own.
 
     Returns:
         The path.
@@ -65,7 +68,7 @@ def write_image(path: str | os.PathLike[str], voxels: Any, like: MetaTensor) -> 
     with folder_beside(path) as folder:
         beside = folder / path.name
         try:
-            write(beside, array, affine, like.meta)
+            write(beside, array, affine, like.meta, compression)
             found = read_image(beside)
         except Exception as error:  # each library has exceptions of its own
             raise OSError(f"{path} could not be written: {str(error).strip() or type(error).__name__}") from error
@@ -85,10 +88,13 @@ class WriteImaged(MapTransform):
         like: key of the source.
         output_dir: folder.
         output_ext: end of the files' names, one of `WRITABLE`.
+        compression: see `write_image`.
+        background: whether to write in a thread, while the next image is read and translated. One image at a time is
+            written so; what went wrong with it is raised by the next call, or by `finish`.
         postfix: what the name has behind that of the source, after an underscore.
 
     Raises:
-        ValueError: ``output_ext`` says no format that can be written.
+        ValueError: ``output_ext`` says no format that can be written, or ``compression`` is out of range.
         OSError: (when called) see `write_image`.
     """
 
@@ -99,11 +105,17 @@ class WriteImaged(MapTransform):
         output_dir: str | os.PathLike[str],
         output_ext: str = ".nii.gz",
         postfix: str = "translated",
+        compression: int = COMPRESSION,
+        background: bool = False,
     ) -> None:
         super().__init__(keys)
         if output_ext not in WRITABLE:
             raise ValueError(f"output_ext must be one of {', '.join(WRITABLE)}, got {output_ext!r}")
-        self.like, self.output_ext, self.postfix = like, output_ext, postfix
+        if isinstance(compression, bool) or compression not in range(4):
+            raise ValueError(f"compression must be 0 (fastest), 1, 2 or 3 (smallest), got {compression!r}")
+        self.like, self.output_ext, self.postfix, self.compression = like, output_ext, postfix, compression
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="writing") if background else None
+        self._pending: Future[None] | None = None
         self.output_dir = Path(str(output_dir)).expanduser()
         remove_leftovers(self.output_dir)
 
@@ -112,9 +124,30 @@ class WriteImaged(MapTransform):
         d = dict(data)
         source = d[self.like]
         for key in self.key_iterator(d):
-            name = f"{image_name(source)}_{self.postfix}{self.output_ext}"
-            logger.info("wrote %s", write_image(self.output_dir / name, d[key], source))
+            path = self.output_dir / f"{image_name(source)}_{self.postfix}{self.output_ext}"
+            self.finish()
+            if self._thread is None:
+                self._write(path, d[key], source)
+            else:
+                self._pending = self._thread.submit(self._write, path, d[key], source)
         return d
+
+    def finish(self) -> None:
+        """Wait for what is being written.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def attach(self, engine: Engine) -> None:
+        """Finish when an engine does."""
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def _write(self, path: Path, voxels: torch.Tensor, source: MetaTensor) -> None:
+        logger.info("wrote %s", write_image(path, voxels, source, self.compression))
 
 
 def write_series(

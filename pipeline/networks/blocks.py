@@ -52,9 +52,15 @@ def instance_norm(x: Tensor) -> Tensor:
     times slower on a CPU. Channels last are put first on the way, for which the norm is faster.
     """
     last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
-    if x.is_contiguous() or not x.is_contiguous(memory_format=last):
-        return F.group_norm(x, x.shape[1], eps=EPSILON)
-    return F.group_norm(x.contiguous(), x.shape[1], eps=EPSILON).contiguous(memory_format=last)
+    # A compiler chooses layouts itself; asked for them, an export would hold for the sizes of its example only.
+    if torch.compiler.is_compiling() or x.is_contiguous() or not x.is_contiguous(memory_format=last):
+        return _norm_by_channel(x)
+    return _norm_by_channel(x.contiguous()).contiguous(memory_format=last)
+
+
+def _norm_by_channel(x: Tensor) -> Tensor:
+    # Not that of torch.nn.functional, whose checks of the size an export would keep as conditions.
+    return torch.group_norm(x, x.shape[1], eps=EPSILON)
 
 
 class InstanceNorm(nn.Module):
