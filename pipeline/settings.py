@@ -131,6 +131,7 @@ def _settings() -> list[Setting]:
         ),
         Setting("output_dir", "path", "outputs/RUN_NAME", "everything that is written goes there", _ALL, logged=False),
         Setting("output_ext", "text", ".nii.gz", "format of translated volumes", (INFERENCE,)),
+        Setting("compression", "whole", "2", "of .nii.gz: 0 is fastest, 3 smallest", (INFERENCE,), 0, 3),
         Setting(
             "store", "path", "outputs/store", "preprocessed volumes; none keeps them in memory", logged=False, none=True
         ),
