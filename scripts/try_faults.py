@@ -1,0 +1,87 @@
+"""Try every kind of fault that data and users bring, and count what is survived and what is silent.
+
+Each cause is a small input and a command. It is survived where the result is right, or where it was warned of or
+refused in words that say what is wrong; all else is silent. A cause runs in a fork of this process, in its own folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import ignite.engine
+import matplotlib.figure
+import mlflow
+import monai.bundle
+import monai.engines
+import torch
+from faults import causes
+from faults.kinds import CAUSES, KINDS, Tried, table, try_all
+
+import pipeline.bundle
+import pipeline.data
+import pipeline.engines
+import pipeline.evaluation
+import pipeline.handlers
+import pipeline.inference
+import pipeline.packaging
+import pipeline.translators
+import transforms
+
+# Imported for those that are forked.
+WARM = (ignite.engine, matplotlib.figure, mlflow, monai.bundle, monai.engines, transforms, pipeline, causes)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="list the causes, and stop")
+    parser.add_argument("--kind", nargs="+", choices=KINDS, metavar="KIND", help=f"only these: {', '.join(KINDS)}")
+    parser.add_argument("--only", metavar="TEXT", help="only causes with this in their name")
+    parser.add_argument("--sample", action="store_true", help="only the second of each kind")
+    parser.add_argument("--jobs", type=int, default=2, help="causes at a time (default: %(default)s)")
+    parser.add_argument("--output-dir", type=Path, help="keep the folders of silent causes here; it has to be empty")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 where nothing was silent."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    chosen = []
+    for kind in options.kind or KINDS:
+        named = [cause for cause in CAUSES if cause.kind == kind and (options.only or "") in cause.name]
+        chosen += named[1:2] if options.sample else named
+    if not chosen:
+        parser.error("no cause is left to try")
+    if options.list:
+        print("\n".join(f"{cause.kind}: {cause.name}" for cause in chosen))
+        return 0
+    begun = time.monotonic()
+    results: list[Tried] = []
+
+    def report(tried: Tried) -> None:
+        results.append(tried)
+        said = f"[{len(results)}/{len(chosen)}] {tried.outcome:8}{tried.cause.kind}: {tried.cause.name}"
+        print(f"{said} ({tried.seconds:.1f} s){': ' if tried.why else ''}{tried.why}", flush=True)
+
+    if options.output_dir is None:
+        with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+            tried = try_all(chosen, Path(folder), options.jobs, report)
+    else:
+        options.output_dir.mkdir(parents=True, exist_ok=True)
+        tried = try_all(chosen, options.output_dir.resolve(), options.jobs, report)
+    print(f"\n{table(tried)}\n\n{len(tried)} causes in {time.monotonic() - begun:.0f} s")
+    return 1 if any(result.outcome == "silent" for result in tried) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
