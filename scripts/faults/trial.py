@@ -425,7 +425,7 @@ def own_mounts() -> None:
 
 
 def mount(source: str, target: Path, flags: int = 0, kind: str | None = None, options: str | None = None) -> None:
-    """Mount something at a folder, with the flags and options of mount(2).
+    """Mount something at a folder, as the system call does.
 
     Raises:
         SkippedError: where it is refused.
