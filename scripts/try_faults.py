@@ -22,7 +22,7 @@ import mlflow
 import monai.bundle
 import monai.engines
 import torch
-from faults import causes
+from faults import causes, kills
 from faults.kinds import CAUSES, KINDS, Tried, table, try_all
 
 import pipeline.bundle
@@ -46,6 +46,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--kind", nargs="+", choices=KINDS, metavar="KIND", help=f"only these: {', '.join(KINDS)}")
     parser.add_argument("--only", metavar="TEXT", help="only causes with this in their name")
     parser.add_argument("--sample", action="store_true", help="only the second of each kind")
+    parser.add_argument(
+        "--kills", action="store_true", help="instead: kill -9 trainings at random moments and inside their writing"
+    )
+    parser.add_argument(
+        "--moments", type=int, default=20, help="with --kills: at random moments (default: %(default)s)"
+    )
+    parser.add_argument("--inside", type=int, default=10, help="with --kills: inside a write (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="causes at a time (default: %(default)s)")
     parser.add_argument("--output-dir", type=Path, help="keep the folders of silent causes here; it has to be empty")
     return parser
@@ -56,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    if options.kills:
+        return report_kills(options)
     chosen = []
     for kind in options.kind or KINDS:
         named = [cause for cause in CAUSES if cause.kind == kind and (options.only or "") in cause.name]
@@ -81,6 +90,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tried = try_all(chosen, options.output_dir.resolve(), options.jobs, report)
     print(f"\n{table(tried)}\n\n{len(tried)} causes in {time.monotonic() - begun:.0f} s")
     return 1 if any(result.outcome == "silent" for result in tried) else 0
+
+
+def report_kills(options: argparse.Namespace) -> int:
+    """Kill trainings; 0 where all that were gone on with equal the one that was not stopped."""
+    results = []
+    with tempfile.TemporaryDirectory(prefix="kills-") as folder:
+        for number, name in enumerate(kills.CONFIGURATIONS):
+            if (options.only or "") in name:
+                result = kills.try_configuration(name, Path(folder) / str(number), options.moments, options.inside)
+                results.append(result)
+                print(result, flush=True)
+    print(f"\n{kills.table(results)}")
+    return 1 if any(result.different for result in results) else 0
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -366,6 +367,10 @@ def _become(argv: Sequence[str], cwd: Path | str, env: dict[str, str], log: Path
     code = 1
     try:
         os.setpgid(0, 0)
+        # What this process has to do at its end is not the fork's to do: it would remove folders that are in use.
+        atexit._clear()
+        weakref.finalize._registry.clear()  # type: ignore[attr-defined]
+        weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
         signal.signal(signal.SIGINT, signal.default_int_handler)
         output = os.open(log, os.O_WRONLY | os.O_APPEND)
         for stream in (1, 2):

@@ -13,10 +13,36 @@ ROOT = Path(__file__).resolve().parents[2]
 # see test_no_line_of_a_code_block_is_overlooked.
 PROGRAMS = (
     *("python", "make", "pip", "mlflow", "conda", "source", "unzip", "mkdir", "cp", "curl", "monailabel", "docker"),
-    *("apt-get", "htpasswd", "nginx", "dask", "torchrun", "reggan", "sudo", "git", "openssl", "head", "ln", "env/bin/python"),
+    *(
+        "apt-get",
+        "htpasswd",
+        "nginx",
+        "dask",
+        "torchrun",
+        "reggan",
+        "sudo",
+        "git",
+        "openssl",
+        "head",
+        "ln",
+        "env/bin/python",
+    ),
 )
 # In the text only these: "`source`" or "`head`" is a word there.
-INLINE = ("apt-get", "python", "make", "pip", "mlflow", "conda", "monailabel", "unzip", "cp", "torchrun", "reggan", "dask")
+INLINE = (
+    "apt-get",
+    "python",
+    "make",
+    "pip",
+    "mlflow",
+    "conda",
+    "monailabel",
+    "unzip",
+    "cp",
+    "torchrun",
+    "reggan",
+    "dask",
+)
 
 
 def pages() -> list[Path]:
@@ -111,7 +137,9 @@ def commands(page: Path) -> list[Command]:
     """All commands of a page; what `&&` joins stays one."""
     text, name = page.read_text(encoding="utf-8"), str(page.relative_to(ROOT))
     found = [Command(name, number, line) for number, line in lines(text) if line.split()[0] in PROGRAMS]
-    spans = [Command(name, number, span) for number, span in inline(text) if span.split(" ")[0] in INLINE and " " in span]
+    spans = [
+        Command(name, number, span) for number, span in inline(text) if span.split(" ")[0] in INLINE and " " in span
+    ]
     return sorted([*found, *spans], key=lambda command: command.line)
 
 

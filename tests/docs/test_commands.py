@@ -45,7 +45,8 @@ ASKED = {
 
 def test_code_blocks_and_spans_are_found(tmp_path, monkeypatch):
     text = (
-        "Do this:\n\n    python a.py \\\n        --b 1    # why\n    not a command\n\nor `make it`, or\n\n```bash\ncp a b\n```\n\n"
+        "Do this:\n\n    python a.py \\\n        --b 1    # why\n    not a command\n\n"
+        "or `make it`, or\n\n```bash\ncp a b\n```\n\n"
         "- a list:\n  `pip install x`\n\n    python -c \"print('#')\"\n"
     )
     (tmp_path / "page.md").write_text(text)
@@ -136,5 +137,7 @@ def test_all_commands_run(checkout, capsys):
                 failed.append(str(error))
     with capsys.disabled():
         ran = sum(count[how] for how in HERE_RUN)
-        print(f"\n{len(COMMANDS)} commands on {len(PAGES.pages())} pages, {len(TEXTS)} different: {ran} run here, {count}")
+        print(
+            f"\n{len(COMMANDS)} commands on {len(PAGES.pages())} pages, {len(TEXTS)} different: {ran} run here, {count}"
+        )
     assert not failed, f"{len(failed)} commands failed:\n\n" + "\n\n".join(failed)

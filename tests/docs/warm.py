@@ -1,7 +1,7 @@
 """Runs commands one after the other, each in a fork of this process: importing costs more than running.
 
-Reads one JSON list of words (what follows ``python``) from each line of standard input, and answers with one line of JSON:
-the exit status and what was printed.
+Reads one JSON list of words (what follows ``python``) from each line of standard input, and answers with one line of
+JSON: the exit status and what was printed.
 """
 
 from __future__ import annotations
