@@ -22,8 +22,8 @@ import mlflow
 import monai.bundle
 import monai.engines
 import torch
-from faults import causes, kills
-from faults.kinds import CAUSES, KINDS, Tried, table, try_all
+from faults import causes, kills, slips
+from faults.kinds import CAUSES, KINDS, Tried, prepare, table, try_all
 
 import pipeline.bundle
 import pipeline.data
@@ -50,6 +50,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--kills", action="store_true", help="instead: kill -9 trainings at random moments and inside their writing"
     )
     parser.add_argument(
+        "--slips", action="store_true", help="instead: a newcomer's ten slips, and what is said of them"
+    )
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the table into this page, docs/faults.md")
+    parser.add_argument(
         "--moments", type=int, default=20, help="with --kills: at random moments (default: %(default)s)"
     )
     parser.add_argument("--inside", type=int, default=10, help="with --kills: inside a write (default: %(default)s)")
@@ -65,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     if options.kills:
         return report_kills(options)
+    if options.slips:
+        return report_slips(options)
     chosen = []
     for kind in options.kind or KINDS:
         named = [cause for cause in CAUSES if cause.kind == kind and (options.only or "") in cause.name]
@@ -88,8 +94,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         options.output_dir.mkdir(parents=True, exist_ok=True)
         tried = try_all(chosen, options.output_dir.resolve(), options.jobs, report)
-    print(f"\n{table(tried)}\n\n{len(tried)} causes in {time.monotonic() - begun:.0f} s")
+    write(options.write, "kinds", f"{table(tried)}\n\n{len(tried)} causes in {time.monotonic() - begun:.0f} s.")
     return 1 if any(result.outcome == "silent" for result in tried) else 0
+
+
+def write(page: Path | None, name: str, text: str) -> None:
+    """Put a table between its marks in a page, and print it."""
+    print(f"\n{text}")
+    if page is not None:
+        before, _, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+        _, mark, after = rest.partition("<!-- end -->")
+        page.write_text(f"{before}<!-- {name} -->\n{text}\n{mark}{after}", encoding="utf-8")
+
+
+def report_slips(options: argparse.Namespace) -> int:
+    """Make a newcomer's slips; 0 where each is refused in a clear last line."""
+    with tempfile.TemporaryDirectory(prefix="slips-") as folder:
+        text, good = slips.table(prepare(Path(folder) / "shared"), Path(folder))
+    write(options.write, "slips", text)
+    return 0 if good == len(slips.SLIPS) else 1
 
 
 def report_kills(options: argparse.Namespace) -> int:
@@ -101,7 +124,7 @@ def report_kills(options: argparse.Namespace) -> int:
                 result = kills.try_configuration(name, Path(folder) / str(number), options.moments, options.inside)
                 results.append(result)
                 print(result, flush=True)
-    print(f"\n{kills.table(results)}")
+    write(options.write, "kills", kills.table(results))
     return 1 if any(result.different for result in results) else 0
 
 

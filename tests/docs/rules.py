@@ -125,7 +125,7 @@ RULES = (
     Rule(
         r"python scripts/benchmark\.py",
         "python",
-        ("--size", "64", "--steps", "1", "--iterations", "2", "--rounds", "1"),
+        ("--steps", "1", "--iterations", "2", "--rounds", "1"),
     ),
     Rule(
         r"python scripts/noise_study\.py .*--dataset-dir .*",
@@ -153,6 +153,10 @@ RULES = (
     Rule(r"python scripts/import_weights\.py .*", "elsewhere", ("tests/scripts/test_import_weights.py", "netG_A2B")),
     Rule(r"python -m pytest .*", "shell", ("-p", "no:cacheprovider", "-m", "'not slow'")),
     Rule(r"mlflow ui .*", "server", ("--workers", "1")),
+    Rule(r"python scripts/try_faults\.py --list", "python", fast=True),
+    Rule(r"python scripts/try_faults\.py --kills", "shell", ("--only", "default", "--moments", "1", "--inside", "1")),
+    Rule(r"python scripts/try_faults\.py --slips", "shell"),
+    Rule(r"python scripts/try_faults\.py", "shell", ("--sample",)),
     # make, and what is installed
     Rule(r"make (train|test|lint|format|benchmark|label|label-test|label-test-dicom)( STUDIES=data/studies)?", "make"),
     Rule(r"make \.venv-label/\.ready", "make"),
