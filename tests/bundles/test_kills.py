@@ -47,34 +47,14 @@ RENAMED = re.compile(r'rename(?:at2?)?\((?:AT_FDCWD, )?"([^"]+)", (?:AT_FDCWD, )
 def test_what_is_renamed_into_place_was_synced(dataset_dir, tmp_path):
     """Or a power cut could leave an empty file under the final name."""
     trace = tmp_path / "trace"
-    words = [
-        "--device",
-        "cpu",
-        "--spatial_size",
-        "32",
-        "--max_epochs",
-        "1",
-        "--decay_epochs",
-        "0",
-        "--tracking_uri",
-        "none",
-        "--store",
-        "none",
-    ]
+    words = ["--device", "cpu", "--spatial_size", "32", "--max_epochs", "1", "--decay_epochs", "0", "--store", "none"]
     words += ["--network_def#generator#filters", "4", "--network_def#discriminator#filters", "4"]
     words += ["--network_def#registration#channels", "[4,4]", "--dataset_dir", str(dataset_dir)]
-    train = [
-        sys.executable,
-        "-m",
-        "monai.bundle",
-        "run",
-        "training",
-        "--config_file",
-        "bundles/reggan/configs/train.json",
-    ]
+    words += ["--tracking_uri", "none", "--output_dir", str(tmp_path / "run")]
+    config = "bundles/reggan/configs/train.json"
+    train = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", config, *words]
     command = ["strace", "-f", "-qq", "-e", "trace=openat,fsync,fdatasync,rename,renameat,renameat2,close", "-o", trace]
-    command += [*train, *words, "--output_dir", str(tmp_path / "run")]
-    subprocess.run([str(word) for word in command], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([*map(str, command), *train], cwd=ROOT, check=True, capture_output=True)
     opened, synced, renamed = {}, set(), []
     for line in trace.read_text(errors="replace").splitlines():
         if found := OPENED.search(line):
