@@ -23,7 +23,7 @@ import monai.bundle
 import monai.engines
 import torch
 from faults import causes, kills, slips
-from faults.kinds import CAUSES, KINDS, Tried, prepare, table, try_all
+from faults.kinds import CAUSES, KINDS, OPEN, Tried, known_silent, prepare, table, try_all
 
 import pipeline.bundle
 import pipeline.data
@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 where nothing was silent."""
+    """Run the command line; 0 where what was silent is what is known to be."""
     parser = build_parser()
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -71,10 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return report_kills(options)
     if options.slips:
         return report_slips(options)
-    chosen = []
+    chosen, known = [], known_silent()
     for kind in options.kind or KINDS:
         named = [cause for cause in CAUSES if cause.kind == kind and (options.only or "") in cause.name]
-        chosen += named[1:2] if options.sample else named
+        chosen += [cause for cause in named if str(cause) not in known][1:2] if options.sample else named
     if not chosen:
         parser.error("no cause is left to try")
     if options.list:
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def report(tried: Tried) -> None:
         results.append(tried)
-        said = f"[{len(results)}/{len(chosen)}] {tried.outcome:8}{tried.cause.kind}: {tried.cause.name}"
+        said = f"[{len(results)}/{len(chosen)}] {tried.outcome:8}{tried.cause}"
         print(f"{said} ({tried.seconds:.1f} s){': ' if tried.why else ''}{tried.why}", flush=True)
 
     if options.output_dir is None:
@@ -95,7 +95,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.output_dir.mkdir(parents=True, exist_ok=True)
         tried = try_all(chosen, options.output_dir.resolve(), options.jobs, report)
     write(options.write, "kinds", f"{table(tried)}\n\n{len(tried)} causes in {time.monotonic() - begun:.0f} s.")
-    return 1 if any(result.outcome == "silent" for result in tried) else 0
+    silent = {str(result.cause) for result in tried if result.outcome == "silent"}
+    mended = known & {str(result.cause) for result in tried if result.outcome != "silent"}
+    if mended:
+        print(f"\nno longer silent, strike them out of {OPEN}:\n" + "\n".join(sorted(mended)))
+    if silent - known:
+        print("\nsilent, and not known to be:\n" + "\n".join(sorted(silent - known)))
+    return 1 if silent - known or mended else 0
 
 
 def write(page: Path | None, name: str, text: str) -> None:

@@ -30,7 +30,7 @@ from faults.trial import (
 
 KIND = "written or not"
 FULL = ("no space", "disk is full", "full", "space left")
-READ_ONLY = ("read-only", "permission", "not writable", "cannot be written")
+READ_ONLY = ("read-only", "only be read", "permission", "not writable", "cannot be written")
 STUDY = {
     "name": "tiny",
     "methods": ["reggan"],
@@ -279,7 +279,7 @@ def leftovers(trial: Trial, number: int) -> str:
     if done.code != 0:
         return silent("the run does not go on", done)
     there = [path for path in left if path.exists() and path.stat().st_size == 5000]
-    there += list((trial.folder / "out").rglob(".*.pt*"))
+    there += [path for path in (trial.folder / "out").rglob(".*.pt*") if "previous" not in path.parts]
     return "right" if not there else silent(f"{there[0].relative_to(trial.folder)} stays", done)
 
 
@@ -346,7 +346,7 @@ def _(trial: Trial) -> str:
     started = threading.Event()
 
     def start() -> None:
-        settings = {"max_epochs": 30, "val_interval": 30}
+        settings = {"max_epochs": 10, "val_interval": 10}
         first.append(trial.train(settings=settings, meanwhile=lambda child: started.set()))
 
     thread = threading.Thread(target=start)
