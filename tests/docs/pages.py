@@ -13,35 +13,13 @@ ROOT = Path(__file__).resolve().parents[2]
 # see test_no_line_of_a_code_block_is_overlooked.
 PROGRAMS = (
     *("python", "make", "pip", "mlflow", "conda", "source", "unzip", "mkdir", "cp", "curl", "monailabel", "docker"),
-    *(
-        "apt-get",
-        "htpasswd",
-        "nginx",
-        "dask",
-        "torchrun",
-        "reggan",
-        "sudo",
-        "git",
-        "openssl",
-        "head",
-        "ln",
-        "env/bin/python",
-    ),
+    *("apt-get", "grep", "htpasswd", "nginx", "dask", "torchrun", "reggan", "sudo", "git", "openssl", "head", "ln"),
+    "env/bin/python",
 )
 # In the text only these: "`source`" or "`head`" is a word there.
 INLINE = (
-    "apt-get",
-    "python",
-    "make",
-    "pip",
-    "mlflow",
-    "conda",
-    "monailabel",
-    "unzip",
-    "cp",
-    "torchrun",
-    "reggan",
-    "dask",
+    *("python", "make", "pip", "mlflow", "conda", "monailabel", "unzip", "cp", "torchrun", "reggan", "dask"),
+    *("apt-get", "grep"),
 )
 
 

@@ -171,6 +171,7 @@ RULES = (
     Rule(r"unzip reggan\.zip && .*", "elsewhere", ("tests/scripts/test_package_bundle.py", "requirements.txt")),
     Rule(r"env/bin/python -m monai\.bundle .*", "elsewhere", ("tests/scripts/test_package_bundle.py", "start_from")),
     # the server
+    Rule(r"grep -nE .* theirs\.json", "shell", (), {"theirs.json": "bundles/reggan/configs/munit.json"}),
     Rule(r"mkdir -p data/studies/labels/final", "shell"),
     Rule(r"cp data/phantom/\S+ .*", "shell"),
     Rule(r"cp outputs/reggan/model\.pt bundles/reggan/models/", "shell"),
@@ -189,7 +190,7 @@ RULES = (
     Rule(
         r"python -m pipeline\.label_app\.serve .*--token-file token",
         "elsewhere",
-        ("tests/label_app/test_access.py", "--token-file"),
+        ("tests/label_app/test_access.py", "token_file"),
     ),
     Rule(r"python -m pipeline\.label_app\.serve --studies data/studies --models reggan", "label"),
     Rule(
