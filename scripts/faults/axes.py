@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 
 from faults.kinds import cause
-from faults.trial import Trial, as_json, correlation, head, save
+from faults.trial import Trial, as_json, correlation, head, save, seed_of
 
 KIND = "slice axis"
 WORDS = ("slice_axis", "axial", "sagittal", "coronal", "thick", "in-plane", "shape", r"\bslices?\b.*axis")
@@ -174,7 +174,7 @@ def _(trial: Trial) -> str:
 def _(trial: Trial) -> str:
     for split in ("train", "val"):
         for number in range(3):
-            image, label = head(number)
+            image, label = head(seed_of(f"{split}{number}"))
             trial.save(f"data/{split}/A/{number}.npy", image[None, :, :, 3])
             trial.save(f"data/{split}/B/{number}.npy", label[None, :, :, 3])
     done = trial.train(data="data")

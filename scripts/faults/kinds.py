@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -115,6 +116,7 @@ def prepare(folder: Path) -> Trial:
     child = os.fork()
     if child == 0:
         try:
+            logging.getLogger("mlflow").setLevel(logging.WARNING)
             MlflowClient(f"sqlite:///{folder / 'empty.db'}").search_experiments()
         finally:
             os._exit(0)

@@ -32,12 +32,12 @@ HERE_RUN = ("python", "shell", "make", "server")
 # What the Makefile's targets ask the programs of their environment for.
 ASKED = {
     "train": "python -m monai.bundle run training --config_file bundles/reggan/configs/train.json",
-    "test": "python -m pytest",
+    "test": "python -m pytest -n 2",
     "lint": "ruff check .",
     "format": "ruff format .",
     "benchmark": "python scripts/benchmark.py",
     "label": "python -m pipeline.label_app.serve --studies data/studies --models reggan",
-    "label-test": "python -m pytest -rs tests/label_app",
+    "label-test": "python -m pytest -n 2 --dist loadfile -rs tests/label_app",
     "label-test-dicom": "test_orthanc.py",
     ".venv-label/.ready": "",
 }

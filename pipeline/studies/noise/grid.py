@@ -70,8 +70,8 @@ class Study:
             compare with the target, such as CycleGAN, need not be run at all of them.
         seeds: of the runs.
         datasets: folder by name; None for the phantom that the project makes.
-        phantom: of what make that phantom is, such as ``{"subjects": (1, 1, 1), "resolution": 8.0}``; it then lies in the
-            study's folder. None for the one that the project makes by default.
+        phantom: what that phantom is made of, such as ``{"subjects": (1, 1, 1), "resolution": 8.0}``; it then lies in
+            the study's folder. None for the one that the project makes by default.
         steps: training steps of each run, rounded to whole epochs; None leaves the length to ``settings``.
         overlays: configs stacked over each method's chain, such as ``("paper.json",)``.
         settings: of each run, by their path in the config, such as ``{"batch_size": 4}``.
