@@ -1,6 +1,7 @@
 """Translation of whole volumes."""
 
 from pipeline.inference.comparison import CompareWithTrainingd, differences_from_training
+from pipeline.inference.deriving import derivation, derivation_of
 from pipeline.inference.export import Exporter, ExportError
 from pipeline.inference.onnx import OnnxError, OnnxModel, OnnxNetwork
 from pipeline.inference.opening import build_network, open_model
@@ -18,6 +19,8 @@ __all__ = [
     "OnnxNetwork",
     "Translation",
     "build_network",
+    "derivation",
+    "derivation_of",
     "differences_from_training",
     "find_volumes",
     "open_model",
