@@ -7,7 +7,7 @@ from pipeline.inference.onnx import OnnxError, OnnxModel, OnnxNetwork
 from pipeline.inference.opening import build_network, open_model
 from pipeline.inference.slices import ForegroundSliceInferer
 from pipeline.inference.translation import Translation
-from pipeline.inference.volumes import find_volumes
+from pipeline.inference.volumes import ReadAhead, find_volumes
 
 __all__ = [
     "CompareWithTrainingd",
@@ -17,6 +17,7 @@ __all__ = [
     "OnnxError",
     "OnnxModel",
     "OnnxNetwork",
+    "ReadAhead",
     "Translation",
     "build_network",
     "derivation",
