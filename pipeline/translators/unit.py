@@ -69,7 +69,7 @@ class UNITTranslator(AutoencodingTranslator):
         latents = [self.encoder(source)]
         code = _with_noise(latents[0])
         pred = self.decoder(code, size)
-        corrected, terms = self.correct(pred, target)
+        corrected, terms = self.correct(pred, batch)
         outputs = {"pred": pred, **corrected}
 
         if self.target_encoder is not None:
