@@ -50,8 +50,8 @@ def method_name(backbone: str, weights: Mapping[str, float], registration: str |
             meaning where the weights need no registration.
 
     Returns:
-        For instance "reggan", "cyclegan", "pix2pix", "munit-c+r", "reggan-affine". Weights that make none of the paper's modes are
-        named like the nearest one.
+        For instance "reggan", "cyclegan", "pix2pix", "munit-c+r", "reggan-affine". Weights that make none of the
+        paper's modes are named like the nearest one.
     """
     terms = {term for term, weight in weights.items() if weight}
     if "pixel" in terms:
