@@ -125,6 +125,12 @@ def _settings() -> list[Setting]:
         Setting("dataset_dir", "path", "the phantom", "folder of the data", both, none=True),
         Setting("datalist", "path", "none", "JSON file that lists the data, in place of folders", both, none=True),
         Setting("image", "path", "dataset_dir", "volume to translate, or a folder of volumes", (INFERENCE,)),
+        Setting(
+            "series", "text", "none", "which DICOM series of image: UID, pattern, modality", (INFERENCE,), none=True
+        ),
+        Setting("derived_series", "flag", "true", "write a derived DICOM series, where image is one", (INFERENCE,)),
+        Setting("deidentify", "flag", "false", "that series by DICOM's basic profile", (INFERENCE,)),
+        Setting("pseudonym_key", "path", "none", "file that keeps its pseudonyms", (INFERENCE,), none=True),
         Setting("checkpoint", "path", "the run's", "model file", use, none=True),
         Setting(
             "split", "text", "test", "cases that are scored", (EVALUATION,), choices=("training", "validation", "test")
@@ -400,9 +406,8 @@ def _unknown(parser: ConfigParser, typed: Mapping[str, str | None], chain: str, 
         for name in entries - used - set(typed)
         if not isinstance(parser.config[name], dict | list) and str(parser.config[name])[:1] not in ("$", "@")
     }
-    # An evaluation may stand behind the chain of a training.
-    ours = {name for name, setting in SETTINGS.items() if chain in setting.of or chain == EVALUATION}
-    unknown = sorted(plain - ours)
+    # A chain of evaluation or inference may have the overlays of a training.
+    unknown = sorted(plain - set(SETTINGS))
     faults += [f"unknown knob {name!r}{_hint(name, known)}" for name in unknown]
     return faults
 
