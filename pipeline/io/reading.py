@@ -13,7 +13,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from pipeline.io.formats import READABLE, READERS, ImageError, suffix_of
+from pipeline.io.formats import READABLE, READERS, ImageError, check_regular, suffix_of
 
 SHAPE_KEY = "file_shape"
 """Entry of an image's metadata: the shape of the array in its file."""
@@ -36,12 +36,16 @@ def read_image(path: str | os.PathLike[str]) -> MetaTensor:
         ``filename_or_obj``, ``original_affine``, and what `pipeline.io.write_image` needs to write a result alike.
 
     Raises:
-        ImageError: it is of another format, has other axes, or holds no real numbers; the message does not name it.
+        ImageError: it is no regular file, is of another format, is larger than the environment variable
+            ``REGGAN_MAX_IMAGE_GB`` allows (8), has other axes, or holds no real numbers; the message does not name it.
         Exception: what the format's library raises of a file that is missing or damaged.
     """
     path = Path(path)
+    check_regular(path)
     raw = READERS[suffix_of(path, READABLE)](path)
     shape = raw.voxels.shape
+    if raw.voxels.dtype.names:
+        raise ImageError(f"holds colours ({', '.join(raw.voxels.dtype.names)}), expected an image of one channel")
     if not (np.issubdtype(raw.voxels.dtype, np.number) or raw.voxels.dtype == bool) or np.iscomplexobj(raw.voxels):
         raise ImageError(f"holds values of type {raw.voxels.dtype}, expected an image of real numbers")
     spatial = shape[:3] + (1,) * (3 - len(shape))
