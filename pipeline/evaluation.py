@@ -30,6 +30,7 @@ KNOWN = (
     "orientation",
     "spacing",
     "fit",
+    "foreground",
     "min_foreground",
     "source_modality",
     "target_modality",

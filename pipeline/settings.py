@@ -21,7 +21,7 @@ from monai.bundle import ConfigParser
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.utils import optional_import
 
-from transforms import MAX_NOISE_LEVEL, NOISE_KINDS
+from transforms import FOREGROUND_RULES, MAX_NOISE_LEVEL, NOISE_KINDS
 
 TRAINING, EVALUATION, INFERENCE = "training", "evaluation", "inference"
 _ALL = (TRAINING, EVALUATION, INFERENCE)
@@ -173,6 +173,15 @@ def _settings() -> list[Setting]:
         Setting("orientation", "text", "RAS", "of the volumes' axes", _ALL, none=True),
         Setting("fit", "text", "pad", "slices to spatial_size", _ALL, choices=("pad", "resize"), none=True),
         Setting("spacing", "any", "found", "size of a pixel in mm", _ALL, none=True),
+        Setting(
+            "foreground",
+            "text",
+            "found",
+            "what counts as the patient: found, or all above the background",
+            _ALL,
+            choices=FOREGROUND_RULES,
+            none=True,
+        ),
         Setting(
             "min_foreground", "number", "0.1", "least share of a slice that shows something", _ALL, 0, 1, none=True
         ),

@@ -12,6 +12,10 @@ from transforms.description import (
 from transforms.displacement import Deformation, deform, true_displacement
 from transforms.foreground import Background, find_background, foreground_mask, outline
 from transforms.intensity import (
+    ABOVE_BACKGROUND,
+    FOREGROUND_RULES,
+    FOUND,
+    REMARKS_KEY,
     WINDOW_KEY,
     RestoreIntensity,
     RestoreIntensityd,
@@ -32,10 +36,14 @@ from transforms.resampling import (
 )
 
 __all__ = [
+    "ABOVE_BACKGROUND",
     "CROPPED_KEY",
     "DESCRIPTION_KEY",
+    "FOREGROUND_RULES",
+    "FOUND",
     "MAX_NOISE_LEVEL",
     "NOISE_KINDS",
+    "REMARKS_KEY",
     "UNMEASURED_KEY",
     "WINDOW_KEY",
     "Background",

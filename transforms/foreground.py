@@ -42,12 +42,14 @@ class Background:
         padding: the one value that fills what was never measured, or was masked; None where there is none.
         air: ``(low, high)`` that measured air lies in, the far end of either side infinite; None where none was found.
         level: a typical value of the background: the padding, or else the median of the air, or else the least value.
+        air_level: median of measured air; None where none was found.
         bright: whether the air is brighter than the patient, as in an inverted image.
     """
 
     padding: float | None
     air: tuple[float, float] | None
     level: float
+    air_level: float | None = None
     bright: bool = False
 
 
@@ -123,8 +125,8 @@ def find_background(volume: np.ndarray, spacing: Sequence[float] = (1.0, 1.0, 1.
         return Background(padding, None, level)
     end = min(max(middle + NOISE * spread, middle + STEP * (tissue - middle)), between)
     if bright:
-        return Background(padding, (-end, np.inf), -middle, True)
-    return Background(padding, (-np.inf, end), level if padding is not None else middle)
+        return Background(padding, (-end, np.inf), -middle, -middle, True)
+    return Background(padding, (-np.inf, end), level if padding is not None else middle, middle)
 
 
 def _is_air(volume: np.ndarray, padding: float | None, middle: float, tissue: float) -> bool:

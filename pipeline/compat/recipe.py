@@ -12,9 +12,9 @@ from torch import nn
 from pipeline.compat.common import Backbone, WeightsError
 from pipeline.models import ModelError, Recipe
 from pipeline.models.describing import describe_class, describe_factory, describe_scaling
-from pipeline.models.recipe import FIT, FOREGROUND, FORMAT, VERSION
+from pipeline.models.recipe import FIT, FORMAT, VERSION
 from pipeline.translators import TRANSLATORS
-from transforms import ScaleCTIntensityd, ScaleMRIntensityd
+from transforms import ABOVE_BACKGROUND, ScaleCTIntensityd, ScaleMRIntensityd
 
 UNKNOWN_WINDOW = (-1.0, 1.0)
 """Window of predictions whose physical values nobody knows."""
@@ -108,7 +108,7 @@ def imported_recipe(
             "spatial_size": size or None,
             "fit": FIT,
         },
-        "foreground": {"rule": FOREGROUND, "min_foreground": MIN_FOREGROUND},
+        "foreground": {"rule": ABOVE_BACKGROUND, "min_foreground": MIN_FOREGROUND},
         "data": None,
         "training": {
             "origin": "imported",

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import torch
 from pipeline.data.store import open_store
 from pipeline.errors import innermost_cause
 from pipeline.files import cores, file_digest, replacing
-from pipeline.io import ImageError, files_of, holds_dicom, read_image, split_series
+from pipeline.io import ImageError, check_regular, files_of, holds_dicom, read_image, split_series
 from transforms import UNMEASURED_KEY
 
 __all__ = [
@@ -38,6 +39,12 @@ SPLITS = ("training", "validation", "test")
 
 REQUIRED_SPLITS = ("training", "validation")
 """Lists that must not be empty."""
+
+CURE = (
+    "resample the target onto the source's grid: python scripts/prepare.py STUDIES OUT --source NAME --target NAME "
+    "registers and resamples raw pairs"
+)
+"""What to do about a pair on two grids."""
 
 AFFINE_TOLERANCE = 0.05
 """How far, in voxels, the affines of a pair may place one voxel apart: below what any registration resolves."""
@@ -149,6 +156,7 @@ def find_faults(
                 entries.append((split, item))
 
     faults += _find_shared(entries)
+    faults += _find_repeated(entries)
     if not read_files:
         return faults, None
     paths = list(dict.fromkeys(os.fspath(item[key]) for _, item in entries for key in ("image", "label")))
@@ -236,11 +244,12 @@ def _inspect(path: str) -> FileReport:
     """Read one file as training will, and note everything that would trouble it."""
     report = FileReport()
     place, _ = split_series(path)
-    if not place.is_file() and not (place.is_dir() and holds_dicom(place)):
-        is_folder = "is a folder, expected a file or a folder of DICOM"
-        report.faults.append(is_folder if place.is_dir() else "no such file")
+    if place.is_dir() and not holds_dicom(place):
+        report.faults.append("is a folder, expected a file or a folder of DICOM")
         return report
     try:
+        if not place.is_dir():
+            check_regular(place)  # before the digest, which would wait for a pipe
         report.digest = _digest(files_of(path))
         image = read_image(path)
     except ImageError as error:
@@ -298,13 +307,14 @@ def _compare_pair(image: str, label: str, reports: Mapping[str, FileReport]) -> 
     (shape, affine), (other_shape, other_affine) = _in_one_order(first), _in_one_order(second)
     if shape != other_shape:
         stored = "" if (shape, other_shape) == (first.shape, second.shape) else ", both turned to R, A and S"
-        faults.append(f"{image} and {label}: shapes disagree, {shape} and {other_shape}{stored}")
+        faults.append(f"{image} and {label}: shapes disagree, {shape} and {other_shape}{stored}; {CURE}")
     if first.affine is not None and second.affine is not None:
         distance, voxel = _greatest_distance(affine, other_affine, shape)
         if distance > AFFINE_TOLERANCE * voxel:
             faults.append(
                 f"{image} and {label}: affines disagree by up to {distance:.3g} mm (allowed: {AFFINE_TOLERANCE} of a "
-                f"voxel, {AFFINE_TOLERANCE * voxel:.3g} mm), {_format(first.affine)} and {_format(second.affine)}"
+                f"voxel, {AFFINE_TOLERANCE * voxel:.3g} mm), {_format(first.affine)} and {_format(second.affine)}; "
+                f"{CURE}"
             )
     return faults
 
@@ -342,6 +352,14 @@ def _find_shared(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[s
     for path, splits in _splits_by_path(entries).items():
         if len(splits) > 1:
             yield f"{path}: is in {_join(splits)}, expected in one list only"
+
+
+def _find_repeated(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[str]:
+    """Yield a fault for every pair that one list has twice: it would count for two patients' worth."""
+    counts = Counter((split, os.fspath(item["image"]), os.fspath(item["label"])) for split, item in entries)
+    for (split, image, _), count in counts.items():
+        if count > 1:
+            yield f"{image}: is in {split} {count} times, expected once"
 
 
 def _find_copies(entries: Sequence[tuple[str, Mapping[str, Any]]], reports: Mapping[str, FileReport]) -> Iterator[str]:

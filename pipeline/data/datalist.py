@@ -7,7 +7,9 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.checks import REQUIRED_SPLITS, SPLITS, DataError, find_faults, inspect_all
-from pipeline.io import READABLE, name_of, split_series
+from pipeline.io import READABLE, ImageError, check_regular, name_of, split_series
 
 __all__ = ["Cases", "load_cases"]
 
@@ -36,6 +38,17 @@ SLICE_FOLDERS = {"training": "train", "validation": "val", "test": "test"}
 
 CHANNEL_SUFFIX = "_0000"
 """What nnU-Net appends to the name of a case's first image."""
+SECOND_CHANNEL = re.compile(r"_000[1-9]$")
+"""And to those of its further images."""
+
+SESSION = re.compile(
+    r"^(?P<patient>.+?)[-_.](?:(?:ses|session|visit|time|timepoint|tp|t|scan|study|exam|examination|day|week|month)"
+    r"[-_]?\d+|(?:19|20)\d\d[-_]?\d\d[-_]?\d\d)(?:[-_.].*)?$",
+    re.IGNORECASE,
+)
+"""Names of several examinations of one patient."""
+SUBJECT = re.compile(r"^(sub-[0-9A-Za-z]+)(?:_|$)")
+"""BIDS's names."""
 
 
 class Cases(dict[str, list[dict[str, str]]]):
@@ -140,8 +153,10 @@ def load_cases(
        nnU-Net's ``_0000``);
     4. folders ``train/A train/B val/A ...`` of slices, paired by file name (also ``train2D`` and the like).
 
-    A patient is the datalist's ``"patient"``, or what ``patient_pattern`` finds in the image's file name, or else the
-    file itself: its name in folders of volumes, its path elsewhere. Without a validation list, whole patients are moved
+    A patient is the datalist's ``"patient"``, or what ``patient_pattern`` finds in the image's file name, or else what
+    names of sessions share (``sub-01_ses-1`` and ``sub-01_ses-2``, ``p1_visit1``, ``p1_20240131``), or else the file
+    itself: its name in folders of volumes, its path elsewhere. Test images may have no label; they are named and left
+    out, since they can only be translated. Without a validation list, whole patients are moved
     there from training. The validation and the test list may be absent; a missing test list stays empty.
 
     Args:
@@ -213,8 +228,24 @@ def _list_cases(root: Path, datalist: str | os.PathLike[str] | None, to_train: b
     slice_folders = _find_slice_folders(root)
     if any(slice_folders.values()):
         return _list_slice_folders(root, slice_folders, to_train)
+    raw = _raw_studies(root)
+    if raw:
+        return _no_cases(), [raw]
     expected = f"{' or '.join(DATALIST_NAMES)}, folders imagesTr and labelsTr, or folders train/A and train/B"
     return _no_cases(), [f"{root} holds no data set: expected {expected}"]
+
+
+def _raw_studies(root: Path) -> str | None:
+    """What to do with a folder that holds raw studies and no data set; None where there are none."""
+    prepare = f"python scripts/prepare.py {root} OUT --source NAME --target NAME makes a data set of it"
+    subjects = sorted(path.name for path in root.glob("sub-*") if path.is_dir())
+    if subjects:
+        return f"{root} is laid out as BIDS ({_named(subjects, 3)}), expected pairs on one grid: {prepare}"
+    folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not folders:
+        return None
+    found = f"{root} holds folders ({_named(folders, 3)}), expected imagesTr and labelsTr, train/A and train/B, or"
+    return f"{found} {' or '.join(DATALIST_NAMES)}; if these are raw studies, {prepare}"
 
 
 def _no_cases() -> Cases:
@@ -246,7 +277,11 @@ def _list_json(path: Path, root: Path, to_train: bool) -> tuple[Cases, list[str]
         keys = ", ".join(f'"{key}"' for key in content) or "nothing"
         return cases, [f'{path}: expected a list "training", found {keys}']
     cases.modalities = _modalities(content.get("modality"))
-    faults = []
+    faults = [
+        f'{path}: "{key}" is none of the lists {", ".join(SPLITS)}; did you mean "{close[0]}"?'
+        for key, value in content.items()
+        if key not in SPLITS and isinstance(value, list) and (close := get_close_matches(key.lower(), SPLITS, 1, 0.75))
+    ]
     for split in SPLITS:
         items = content.get(split, [])
         if not isinstance(items, list):
@@ -254,12 +289,23 @@ def _list_json(path: Path, root: Path, to_train: bool) -> tuple[Cases, list[str]
             continue
         if to_train and split == "training" and not items:
             faults.append(f'{path}: the list "training" is empty')
+        unlabelled = []
         for index, item in enumerate(items):
+            if split == "test" and (isinstance(item, str) or (isinstance(item, dict) and "label" not in item)):
+                unlabelled.append(str(item if isinstance(item, str) else item.get("image")))
+                continue
             problem = _entry_problem(item)
             if problem:
                 faults.append(f"{path}: {split}[{index}] {problem}")
             else:
                 cases[split].append(_entry(item, path.parent, root))
+        if unlabelled:
+            logger.warning(
+                "%s: %d test images have no label, so they can be translated and not evaluated: %s",
+                path,
+                len(unlabelled),
+                _named(unlabelled),
+            )
     return cases, faults
 
 
@@ -307,36 +353,84 @@ def _entry(item: Mapping[str, Any], folder: Path, root: Path) -> dict[str, str]:
 
 
 def images_in(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """Find the images that lie in a folder, hidden files and other kinds of files left aside.
+    """Find the images that lie in a folder. Whatever else lies there is named, but for hidden files.
 
     Returns:
-        The images by their name without suffix, in order, and a fault for every name that two of them share.
+        The images by their name without suffix, in order; and a fault for every name that two of them share, for every
+        image's name behind which is a folder, and for everything that cannot be read, such as a link to nothing.
     """
-    paths = sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
-    images = [path for path in paths if path.name.lower().endswith(READABLE)]
-    if len(images) < len(paths):
-        others = [path.name for path in paths if path not in images]
-        logger.warning("%s: %d files are no images and are left aside: %s", folder, len(others), ", ".join(others[:5]))
     by_name: dict[str, Path] = {}
-    faults = []
-    for path in images:
+    faults, others, folders = [], [], []
+    for path in sorted(folder.glob("*")) if folder.is_dir() else []:
+        if path.name.startswith("."):
+            continue
+        is_image = path.name.lower().endswith(READABLE)
+        if path.is_dir():
+            if is_image:
+                faults.append(f"{path}: is a folder, expected a file")
+            else:
+                folders.append(path.name)
+            continue
+        if not is_image and not path.is_symlink():
+            others.append(path.name)
+            continue
+        try:
+            check_regular(path)
+        except ImageError as error:
+            faults.append(f"{path}: {error}")
+            continue
+        if not is_image:
+            others.append(path.name)
+            continue
         first = by_name.setdefault(name_of(path), path)
         if first is not path:
             faults.append(f"{folder}: {first.name} and {path.name} differ in the suffix only")
+    for names, what in ((others, "files are no images"), (folders, "folders are not looked into")):
+        if names:
+            logger.warning("%s: %d %s and are left aside: %s", folder, len(names), what, _named(names))
     return by_name, faults
 
 
-def _pair(image_dir: Path, label_dir: Path) -> tuple[list[tuple[str, Path, Path]], list[str]]:
-    """Pair two folders by file name; returns (name, image, label) and the faults."""
+def _named(names: Sequence[str], most: int = 20) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _pair(
+    image_dir: Path, label_dir: Path, to_translate: bool = False
+) -> tuple[list[tuple[str, Path, Path]], list[str]]:
+    """Pair two folders by file name; returns (name, image, label) and the faults.
+
+    Args:
+        image_dir: folder of the images.
+        label_dir: folder of the labels.
+        to_translate: whether images may have no label: those are for translation only, and named.
+    """
     if not image_dir.is_dir() and not label_dir.is_dir():
         return [], []
     (images, image_faults), (labels, label_faults) = images_in(image_dir), images_in(label_dir)
+    faults = image_faults + label_faults
+    second = [images[name].name for name in images if SECOND_CHANNEL.search(name)]
+    if second:
+        faults.append(
+            f"{image_dir}: {_named(second)}: nnU-Net's names for further channels of a case; a source has one channel "
+            "here, one image for each patient"
+        )
+        images = {name: path for name, path in images.items() if not SECOND_CHANNEL.search(name)}
     matched = {name: name if name in labels else name.removesuffix(CHANNEL_SUFFIX) for name in images}
     pairs = [(name, images[image], labels[name]) for image, name in matched.items() if name in labels]
     lonely_images = [images[image].name for image, name in matched.items() if name not in labels]
     lonely_labels = [labels[name].name for name in labels if name not in set(matched.values())]
-    faults = image_faults + label_faults
-    if len(images) != len(labels):
+    if to_translate and lonely_images:
+        logger.warning(
+            "%s: %d images have no label in %s, so they can be translated and not evaluated: %s",
+            image_dir,
+            len(lonely_images),
+            label_dir,
+            _named(lonely_images),
+        )
+        lonely_images = []
+    elif len(images) != len(labels):
         faults.append(f"{image_dir} holds {len(images)} images and {label_dir} {len(labels)}, expected as many")
     for folder, names, partner in ((image_dir, lonely_images, label_dir), (label_dir, lonely_labels, image_dir)):
         if names:
@@ -353,7 +447,7 @@ def _list_volume_folders(root: Path, to_train: bool) -> tuple[Cases, list[str]]:
     """List the folders imagesTr, labelsTr and so on; a file's name is its patient."""
     cases, faults = _no_cases(), []
     for split, (image_folder, label_folder) in VOLUME_FOLDERS.items():
-        pairs, problems = _pair(root / image_folder, root / label_folder)
+        pairs, problems = _pair(root / image_folder, root / label_folder, split == "test")
         cases[split] = [{"image": str(image), "label": str(label), "fallback": name} for name, image, label in pairs]
         faults += problems
         if to_train and split == "training" and not pairs and not problems:
@@ -379,7 +473,7 @@ def _list_slice_folders(
         if len(folders) > 1:
             faults.append(f"{root}: more than one folder for {split}: {', '.join(folder.name for folder in folders)}")
         folder = folders[0] if folders else root / SLICE_FOLDERS[split]
-        pairs, problems = _pair(folder / "A", folder / "B")
+        pairs, problems = _pair(folder / "A", folder / "B", split == "test")
         cases[split] = [
             {"image": str(image), "label": str(label), "fallback": f"{folder.name}/{name}"}
             for name, image, label in pairs
@@ -393,8 +487,11 @@ def _list_slice_folders(
 def _assign_patients(cases: Cases, pattern: re.Pattern[str] | None) -> list[str]:
     """Fill in ``"case"`` where the datalist does not give the patient; returns the faults."""
     faults = []
-    for item in (item for split in SPLITS for item in cases[split] if "fallback" in item):
-        item["case"] = item.pop("fallback")
+    unnamed = [item for split in SPLITS for item in cases[split] if "fallback" in item]
+    people = {} if pattern is not None else _people([item["fallback"] for item in unnamed])
+    for item in unnamed:
+        fallback = item.pop("fallback")
+        item["case"] = people.get(fallback, fallback)
         if pattern is None:
             continue
         match = pattern.search(Path(item["image"]).name)
@@ -403,6 +500,29 @@ def _assign_patients(cases: Cases, pattern: re.Pattern[str] | None) -> list[str]
         else:
             faults.append(f'{item["image"]}: patient_pattern "{pattern.pattern}" finds no patient in the file name')
     return faults
+
+
+def _people(names: Sequence[str]) -> dict[str, str]:
+    """The patients of files whose names say that they are examinations of one, by the files' names."""
+    found = {}
+    for name in dict.fromkeys(names):
+        folder, _, last = name.rpartition("/")
+        subject = next((part for part in name.split("/") if SUBJECT.match(part)), None)
+        session = SESSION.match(last)
+        if subject is not None:
+            found[name] = SUBJECT.match(subject).group(1)  # type: ignore[union-attr]
+        elif session is not None:
+            found[name] = "/".join(filter(None, (folder, session["patient"])))
+    shared = {person for person, count in Counter(found.values()).items() if count > 1}
+    people = {name: person for name, person in found.items() if person in shared}
+    if not people or len({people.get(name, name) for name in names}) < 2:
+        return {}  # a name that all of them share is no patient's
+    logger.info(
+        "files that are named as sessions of one patient count as one patient (%d of %s); set patient_pattern if not",
+        len(shared),
+        _named(sorted(shared), 5),
+    )
+    return people
 
 
 def _draw_validation(cases: Cases, fraction: float, seed: int) -> list[str]:

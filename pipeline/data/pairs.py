@@ -25,11 +25,13 @@ from pipeline.data.store import StoredVolume, VolumeStore, fingerprint, open_sto
 from pipeline.errors import innermost_cause
 from pipeline.files import cores
 from pipeline.io import name_of
-from transforms import CROPPED_KEY, DESCRIPTION_KEY, WINDOW_KEY, extract_slices, foreground_shares
+from transforms import CROPPED_KEY, DESCRIPTION_KEY, REMARKS_KEY, WINDOW_KEY, extract_slices, foreground_shares
 
 __all__ = ["Pair", "PairDataset"]
 
 Self = TypeVar("Self", bound="PairDataset")
+UNIT = 5.0
+"""From which factor on the range of a target is another unit's."""
 SILENCE = 5.0
 """Seconds after which the preprocessing begins to say how far it is."""
 
@@ -41,7 +43,8 @@ class Pair:
     """What is kept of one pair.
 
     Its slices ``(N, 1, H, W)`` (all of them in the store, or those that are filled as tensors), the filled ones' places
-    in these and along the axis that counts slices, and where they come from.
+    in these and along the axis that counts slices, and where they come from; and the greatest and the mean share of
+    a slice that are foreground.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Pair:
     label: torch.Tensor | StoredVolume
     window: tuple[float, float] | None
     description: dict[str, Any] | None
+    greatest_share: float = 1.0
+    mean_share: float = 1.0
 
 
 class PairDataset(Dataset):
@@ -131,10 +136,44 @@ class PairDataset(Dataset):
                 f"no slice has at least {self.min_foreground:.0%} of its pixels above {self.background:g} in "
                 f"{'; '.join(pair.name for pair in self.pairs)}: lower min_foreground or check the scaling"
             )
+        empty = [pair for pair in self.pairs if not pair.indices]
+        for pair in empty:
+            logger.warning(
+                "%s: left out, no slice shows enough: at most %.1f %% of one is foreground, min_foreground is %g %%",
+                pair.name,
+                100 * pair.greatest_share,
+                100 * self.min_foreground,
+            )
+        if empty:
+            logger.warning("%d of %d pairs are used", len(self.pairs) - len(empty), len(self.pairs))
+        shares = [pair.mean_share for pair in self.pairs]
+        logger.info(
+            "foreground: %.3g %% of a target on average (%.3g to %.3g %%)",
+            *(100 * share for share in (float(np.mean(shares)), min(shares), max(shares))),
+        )
+        self._compare_windows()
         self._windows = [pair.window for pair in self.pairs]
         self.places = [(number, row) for number, pair in enumerate(self.pairs) for row in range(len(pair.rows))]
         self.descriptions = [pair.description for pair in self.pairs]
         self.patients = len({pair.case for pair in self.pairs})
+
+    def _compare_windows(self) -> None:
+        """Say which targets are of another unit than most: the window of predictions is the median's."""
+        widths = [None if pair.window is None else pair.window[1] - pair.window[0] for pair in self.pairs]
+        known = [width for width in widths if width is not None]
+        middle = float(np.median(known)) if known else 0.0
+        for pair, width in zip(self.pairs, widths, strict=True):
+            if width is not None and max(width, middle) > UNIT * min(width, middle):
+                low, high = pair.window or (0.0, 0.0)
+                logger.warning(
+                    "%s: the target's intensities range from %.4g to %.4g, %.3g times the range that the targets have "
+                    "in the middle (%.4g): is it in another unit?",
+                    pair.name,
+                    low,
+                    high,
+                    width / middle,
+                    middle,
+                )
 
     def finished(self, item: dict[str, Any], index: int) -> dict[str, Any]:
         """An item as it is given out: through ``slice_transform``, if there is one, with plain tensors all the same.
@@ -194,6 +233,9 @@ class PairDataset(Dataset):
             logger.warning(
                 "%s: %.1f %% of what it shows lies outside of the slices and is cut off", name, 100 * about["lost"]
             )
+        for which, remarks in about["remarks"].items():
+            for remark in remarks:
+                logger.warning("%s: %s", item[which], remark)
         indices = torch.nonzero(torch.tensor(about["shares"]) >= self.min_foreground).flatten().tolist()
         return Pair(
             name=name,
@@ -204,6 +246,8 @@ class PairDataset(Dataset):
             label=stored.label if stored is not None else label[indices],
             window=tuple(about["window"]) if about["window"] is not None else None,
             description=about["description"],
+            greatest_share=max(about["shares"], default=0.0),
+            mean_share=float(np.mean(about["shares"])),
         )
 
     def _key(self, item: Mapping[str, Any]) -> str | None:
@@ -238,6 +282,7 @@ class PairDataset(Dataset):
             "description": None if None in described.values() else described,
             "lost": max(float(meta.get(CROPPED_KEY, 0.0)) for meta in metas.values()),
             "shares": foreground_shares(label, self.slice_axis, self.background).tolist(),
+            "remarks": {key: list(meta.get(REMARKS_KEY, [])) for key, meta in metas.items()},
         }
         return extract_slices(image, self.slice_axis), extract_slices(label, self.slice_axis), about
 

@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from pipeline.models import ModelError, Recipe
-from transforms import describe_volume, find_slice_axis, orientation_axes
+from transforms import REMARKS_KEY, describe_volume, find_slice_axis, orientation_axes
 
 DIFFERENCES_KEY = "differences_from_training"
 """Entry of an image's metadata that holds what was said of it."""
@@ -152,4 +152,21 @@ class CompareWithTrainingd(MapTransform):
             for sentence in said:
                 logger.warning("%s is unlike the training data of %s: %s", name, self.recipe.path, sentence)
             meta[DIFFERENCES_KEY] = said
+        return d
+
+
+class SayRemarksd(MapTransform):
+    """Warn of what the scaling found other than it expects; stands behind it, and leaves the voxels as they are.
+
+    Args:
+        keys: keys of the scaled volumes.
+    """
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        """Say what is remarked of every key of ``data``."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image = d[key]
+            for remark in image.meta.get(REMARKS_KEY, []) if isinstance(image, MetaTensor) else []:
+                logger.warning("%s: %s", image.meta.get("filename_or_obj", "the image"), remark)
         return d

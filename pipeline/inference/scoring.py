@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,9 +17,14 @@ from torch import Tensor, nn
 from pipeline.inference.translation import Translation
 from pipeline.io import AFFINE_KEY, name_of, read_image
 from pipeline.metrics import foreground_mask, mae, nmae, psnr, ssim
+from transforms import REMARKS_KEY, WINDOW_KEY
 
 SSIM_WINDOW = 7
 """Width of the structural similarity's window in voxels; along a shorter axis, the greatest odd number that fits."""
+UNIT = 5.0
+"""From which factor on the range of a target is another unit's."""
+
+logger = logging.getLogger(__name__)
 
 
 def score_volumes(
@@ -56,7 +62,9 @@ def score_volumes(
         stored = "".join(nib.aff2axcodes(np.asarray(source.meta[AFFINE_KEY])))
         label = Orientation(stored, labels=None)(read_image(case["label"]))
         target = convert_to_tensor(label, dtype=torch.float32, track_meta=False)[None]
-        mask = foreground_mask(convert_to_tensor(scale_target({"label": label})["label"], track_meta=False)[None])
+        scaled = scale_target({"label": label})["label"]
+        _compare_window(case["label"], scaled.meta, data_range)
+        mask = foreground_mask(convert_to_tensor(scaled, track_meta=False)[None])
         row: dict[str, Any] = {"case": case["case"], "volume": name_of(case["image"])}
         for name, candidate in candidates.items():
             prefix = f"{name}_" if name else ""
@@ -67,6 +75,22 @@ def score_volumes(
             }
             row[f"{prefix}ssim"] = float(ssim(pred, target, data_range=data_range, window=_windows(target)))
         yield row
+
+
+def _compare_window(path: str, meta: Mapping[str, Any], data_range: float) -> None:
+    """Warn of a target that is in another unit than the model's predictions, or not what its scaling expects."""
+    for remark in meta.get(REMARKS_KEY, []):
+        logger.warning("%s: %s", path, remark)
+    low, high = meta[WINDOW_KEY]
+    if max(high - low, data_range) > UNIT * min(high - low, data_range):
+        logger.warning(
+            "%s: its intensities range from %.4g to %.4g, and the model's target window is %.4g wide: is it in another "
+            "unit? All scores of it are of that difference",
+            path,
+            low,
+            high,
+            data_range,
+        )
 
 
 def translate(

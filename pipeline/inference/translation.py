@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from monai.transforms import CastToTyped, Compose, Invertd
 
-from pipeline.inference.comparison import CompareWithTrainingd
+from pipeline.inference.comparison import CompareWithTrainingd, SayRemarksd
 from pipeline.inference.slices import ForegroundSliceInferer
 from pipeline.io import ReadImaged
 from pipeline.models import Recipe
@@ -37,6 +37,7 @@ class Translation:
                 ReadImaged("image"),
                 CompareWithTrainingd("image", recipe),
                 recipe.scaling("source", "image"),
+                SayRemarksd("image"),
                 *self.spatial_preprocessing.transforms,
             ]
         )

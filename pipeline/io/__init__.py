@@ -2,7 +2,7 @@
 
 from pipeline.io.dicom import SOURCE_KEY as DICOM_KEY
 from pipeline.io.dicom import Derivation, Pseudonyms, Series, choose_series, find_series, holds_dicom
-from pipeline.io.formats import READABLE, WRITABLE, ImageError, name_of
+from pipeline.io.formats import READABLE, WRITABLE, ImageError, check_regular, name_of
 from pipeline.io.reading import (
     AFFINE_KEY,
     ReadImaged,
@@ -27,6 +27,7 @@ __all__ = [
     "Series",
     "WriteImaged",
     "WriteSeriesd",
+    "check_regular",
     "choose_series",
     "files_of",
     "find_series",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import itk
 import nibabel as nib
 import numpy as np
 from isal import igzip
@@ -17,6 +20,9 @@ from transforms import UNMEASURED_KEY
 
 HEADER_KEY = "nifti_header"
 """Entry of an image's metadata: its NIfTI header as bytes."""
+
+LIMIT_VARIABLE, LIMIT = "REGGAN_MAX_IMAGE_GB", 8.0
+"""Environment variable that says how many GB the voxels of one image may take, and how many they may without it."""
 
 # Fields of a NIfTI header that say where the voxels lie, beside the first four of pixdim.
 _QUATERNION = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
@@ -35,31 +41,90 @@ class Raw(NamedTuple):
     meta: dict[str, Any]
 
 
-def _read_gzipped_nifti(path: Path) -> Raw:
-    with igzip.open(path) as file:
-        content = file.read()
-    kind = nib.Nifti2Image if nib.Nifti2Header.may_contain_header(content) else nib.Nifti1Image
-    return _raw(kind.from_bytes(content))
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Refuse what is no file that can be read from its beginning to its end.
+
+    Raises:
+        ImageError: it is a link to nothing, a pipe, a device or a socket, is empty, or is not there; the message does
+            not name it.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        if os.path.islink(path):
+            raise ImageError(
+                f"is a link to {os.readlink(path)}, which is not there; was the data set fetched (datalad get)?"
+            ) from error
+        raise ImageError("no such file" if isinstance(error, FileNotFoundError) else str(error)) from error
+    kinds = {stat.S_ISFIFO: "pipe", stat.S_ISCHR: "device", stat.S_ISBLK: "device", stat.S_ISSOCK: "socket"}
+    kind = next((name for check, name in kinds.items() if check(status.st_mode)), None)
+    if kind is not None:
+        raise ImageError(f"is a {kind}, expected a regular file")
+    if stat.S_ISREG(status.st_mode) and status.st_size == 0:
+        raise ImageError("is empty: a file of 0 bytes")
+
+
+def _check_size(shape: Sequence[int], bytes_per_voxel: int) -> None:
+    """Refuse, by what its header says, an image that would not fit, before any of it is unpacked.
+
+    Raises:
+        ImageError: it has a negative axis, or is larger than allowed.
+    """
+    if any(length < 0 for length in shape):
+        raise ImageError(f"has shape {tuple(shape)} in its header, expected no negative length")
+    said = os.environ.get(LIMIT_VARIABLE, "")
+    try:
+        limit = float(said) if said else LIMIT
+    except ValueError as error:
+        raise ImageError(f"{LIMIT_VARIABLE} must be a number of GB, got {said!r}") from error
+    size = math.prod(int(length) for length in shape) * max(bytes_per_voxel, 4) / 1e9  # float32 in the end
+    if size > limit:
+        raise ImageError(
+            f"has shape {tuple(shape)} in its header, {size:.3g} GB of voxels; at most {limit:g} GB are read "
+            f"(set the environment variable {LIMIT_VARIABLE} to allow more)"
+        )
 
 
 def _read_nibabel(path: Path) -> Raw:
-    return _raw(nib.load(path))
-
-
-def _raw(image: Any) -> Raw:
+    image: Any = nib.load(path)
+    _check_size(image.shape, image.header.get_data_dtype().itemsize)
     # nibabel's affine is the sform where there is one; MONAI's reader takes the qform where their scales differ.
     header = image.header.binaryblock if isinstance(image, nib.Nifti1Image) else b""
     meta = {HEADER_KEY: np.frombuffer(header, np.uint8).copy()} if header else {}
-    return Raw(np.asarray(image.dataobj), image.affine, meta)
+    voxels = _unpack(path, image) if path.name.lower().endswith("z") else np.asarray(image.dataobj)
+    return Raw(voxels, image.affine, meta)
+
+
+def _unpack(path: Path, image: Any) -> np.ndarray:
+    """The voxels of a compressed file, read to its end, where gzip keeps the sum that tells damage."""
+    most = int(image.dataobj.offset) + math.prod(image.shape) * image.header.get_data_dtype().itemsize + (1 << 24)
+    with igzip.open(path) as stream:
+        holder = nib.FileHolder(fileobj=stream)
+        voxels = np.asarray(type(image).from_file_map({"image": holder}).dataobj)
+        while stream.tell() < most:
+            if not stream.read(1 << 20):
+                return voxels
+    raise ImageError(f"unpacks to more than {most} bytes; its header speaks of an image of {tuple(image.shape)}")
 
 
 def _read_itk(path: Path) -> Raw:
+    about = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
+    if about is not None:  # or else the reader says what is wrong
+        about.SetFileName(str(path))
+        about.ReadImageInformation()
+        shape = [int(about.GetDimensions(axis)) for axis in range(about.GetNumberOfDimensions())]
+        _check_size([*shape, int(about.GetNumberOfComponents())], int(about.GetComponentSize()))
     reader = ITKReader()
     voxels, meta = reader.get_data(reader.read(str(path)))
     return Raw(voxels, to_affine_nd(3, np.asarray(meta["affine"], dtype=np.float64)), {})
 
 
 def _read_numpy(path: Path) -> Raw:
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    _check_size(shape, dtype.itemsize)
     voxels = np.load(path, allow_pickle=False)
     # Without a position in space, an axis in front that counts nothing is the channel's: (1, H, W) is a slice.
     if voxels.ndim == 3 and voxels.shape[0] == 1:
@@ -103,7 +168,7 @@ def _write_itk(path: Path, voxels: np.ndarray, affine: np.ndarray, _: Mapping[st
 
 
 READERS: dict[str, Callable[[Path], Raw]] = {
-    ".nii.gz": _read_gzipped_nifti,
+    ".nii.gz": _read_nibabel,
     ".nii": _read_nibabel,
     ".npy": _read_numpy,
     ".nrrd": _read_itk,

@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from pipeline.io.dicom import Series, choose_series, find_series, holds_dicom, name_for_files, read_raw
-from pipeline.io.formats import READABLE, READERS, ImageError, Raw, name_of, suffix_of
+from pipeline.io.formats import READABLE, READERS, ImageError, Raw, check_regular, name_of, suffix_of
 
 SHAPE_KEY = "file_shape"
 """Entry of an image's metadata: the shape of the array in its file."""
@@ -54,11 +54,14 @@ def read_image(path: str | os.PathLike[str], series: str | None = None) -> MetaT
         ``filename_or_obj``, ``original_affine``, and what `pipeline.io.write_image` needs to write a result alike.
 
     Raises:
-        ImageError: it is of another format, has other axes, holds no real numbers, or is DICOM that is not one sound
+        ImageError: it is no regular file, is of another format, is larger than the environment variable
+            ``REGGAN_MAX_IMAGE_GB`` allows (8), has other axes, holds no real numbers, or is DICOM that is not one sound
             volume (see `pipeline.io.dicom`); the message does not name it.
         Exception: what the format's library raises of a file that is missing or damaged.
     """
     place, named = split_series(path)
+    if not place.is_dir():
+        check_regular(place)
     known = place.name.lower().endswith(READABLE) and not place.is_dir()
     if not known and holds_dicom(place):
         every = find_series(place)
@@ -81,6 +84,8 @@ def image_name(image: MetaTensor) -> str:
 
 def _as_image(path: str | os.PathLike[str], raw: Raw, name: str = "") -> MetaTensor:
     shape = raw.voxels.shape
+    if raw.voxels.dtype.names:
+        raise ImageError(f"holds colours ({', '.join(raw.voxels.dtype.names)}), expected an image of one channel")
     if not (np.issubdtype(raw.voxels.dtype, np.number) or raw.voxels.dtype == bool) or np.iscomplexobj(raw.voxels):
         raise ImageError(f"holds values of type {raw.voxels.dtype}, expected an image of real numbers")
     spatial = shape[:3] + (1,) * (3 - len(shape))

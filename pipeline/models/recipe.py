@@ -15,6 +15,7 @@ from pipeline.io import ReadImaged
 from pipeline.models.describing import (
     build_factory,
     build_scaling,
+    defaults_of,
     describe_class,
     describe_scaling,
     differences,
@@ -23,7 +24,7 @@ from pipeline.models.describing import (
 )
 from pipeline.models.errors import ContradictionError, ModelError
 from pipeline.translators import Translator
-from transforms import ResampleInPlaned
+from transforms import FOREGROUND_RULES, ResampleInPlaned, ScaleMRIntensityd
 
 FORMAT = "reggan-recipe"
 VERSION = 1
@@ -32,8 +33,6 @@ FIT = "resize"
 """How slices come to their size: padded around the centre to its proportions, then resized, counted in voxels."""
 PAD = "pad"
 """Likewise: resampled to pixels of one size in mm, the same in every volume, and padded around the centre."""
-FOREGROUND = "above-background"
-"""What counts as foreground: what the scaling places above -1, the background."""
 
 _TEXT = {"type": "string", "minLength": 1}
 _COUNT = {"type": "integer", "minimum": 0}
@@ -149,7 +148,11 @@ SCHEMA: dict[str, Any] = {
             "foreground": _section(
                 "What counts as foreground.",
                 {
-                    "rule": {"enum": [FOREGROUND], "description": "everything that is scaled to more than -1"},
+                    "rule": {
+                        "enum": list(FOREGROUND_RULES),
+                        "description": "what the target's scaling places above -1: found, by a threshold from the "
+                        "histogram, the largest component, its holes filled; above-background, all that is brighter",
+                    },
                     "min_foreground": {
                         "type": "number",
                         "minimum": 0,
@@ -319,7 +322,7 @@ class Recipe:
 
         Args:
             settings: by name; None is not given. Known are ``backbone``, ``translator`` (name or path of its class),
-                ``network_size``, the entries of the grid, ``min_foreground``, ``source_modality``,
+                ``network_size``, the entries of the grid, ``foreground``, ``min_foreground``, ``source_modality``,
                 ``target_modality``, ``source_intensity`` and ``target_intensity`` (a transform, or a dictionary with
                 some of its arguments), and ``network_def``, for each network a dictionary with some of its arguments,
                 or what builds it.
@@ -373,7 +376,9 @@ class Recipe:
             yield f"{name}#_target_", kind, _with_arguments(known)
             return
         value = {key: entry for key, entry in value.items() if key not in ("_target_", "keys", "allow_missing_keys")}
-        yield from differences(value, known["arguments"], name)
+        # A model of before an argument was there does what its default says.
+        defaults = defaults_of(find_class(known["class"], ScaleMRIntensityd, self.trusted))
+        yield from differences(value, {**defaults, **known["arguments"]}, name)
 
     def _network_differences(self, value: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
         for part, given in value.items():
@@ -405,6 +410,7 @@ _PLACES: dict[str, tuple[str | None, str]] = {
     "orientation": ("grid", "orientation"),
     "spacing": ("grid", "spacing"),
     "fit": ("grid", "fit"),
+    "foreground": ("foreground", "rule"),
     "min_foreground": ("foreground", "min_foreground"),
     "source_modality": ("source", "modality"),
     "target_modality": ("target", "modality"),

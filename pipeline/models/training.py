@@ -13,11 +13,11 @@ from pipeline.data import SliceDataset
 from pipeline.io import ReadImaged
 from pipeline.models.describing import describe_scaling, describe_translator, plain
 from pipeline.models.errors import ModelError
-from pipeline.models.recipe import FIT, FOREGROUND, FORMAT, PAD, VERSION, Recipe, in_plane
+from pipeline.models.recipe import FIT, FORMAT, PAD, VERSION, Recipe, in_plane
 from pipeline.models.starting import StartingPoint
 from pipeline.provenance import git_state
 from pipeline.translators import Translator
-from transforms import DescribeVolumed, ResampleInPlaned
+from transforms import ABOVE_BACKGROUND, DescribeVolumed, ResampleInPlaned
 
 DOMAINS = {"source": "image", "target": "label"}
 """The key of a batch by the domain that it is of."""
@@ -78,7 +78,10 @@ def training_recipe(
             domain: {"modality": named[domain], "channels": channels, "scaling": scalings[domain]} for domain in DOMAINS
         },
         "grid": grid,
-        "foreground": {"rule": FOREGROUND, "min_foreground": dataset.min_foreground},
+        "foreground": {
+            "rule": scalings["target"]["arguments"].get("foreground", ABOVE_BACKGROUND),
+            "min_foreground": dataset.min_foreground,
+        },
         "data": describe_data(dataset),
         "training": {
             "origin": "trained",
