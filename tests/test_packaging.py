@@ -22,11 +22,12 @@ ROOT = Path(__file__).resolve().parent.parent
 # Each room may import those on the floors below it in this list, and itself.
 FLOORS = [
     {"transforms", "pipeline.files", "pipeline.provenance"},
+    {"pipeline.errors"},
     {
         "pipeline.networks",
+        "pipeline.ending",
         "pipeline.losses",
         "pipeline.metrics",
-        "pipeline.errors",
         "pipeline.jobs",
         "pipeline.io",
     },

@@ -27,6 +27,7 @@ from pipeline.models import (
     recipe_changes,
     refuse_unsound,
 )
+from pipeline.models.resuming import Change
 from pipeline.translators import Translator, decode_recipe
 
 logger = logging.getLogger(__name__)
@@ -203,8 +204,8 @@ class CheckpointHandler:
     def _refuse_another(self, content: Mapping[str, Any], state: Mapping[str, Any], path: Path) -> None:
         encoded = state.get(EXTRA_STATE) if isinstance(state, Mapping) else None
         then = decode_recipe(encoded) if isinstance(encoded, torch.Tensor) else None
-        changed: list[Any] = []
-        allowed: list[Any] = []
+        changed: list[Change] = []
+        allowed: list[Change] = []
         if then is not None and self.network.recipe is not None:
             changed, allowed = recipe_changes(then, self.network.recipe)
         for name, item in self.stateful.items():
@@ -216,7 +217,7 @@ class CheckpointHandler:
             logger.info("resumed with another %s: %s, before it was %s", name, now, before)
 
 
-def _optimizer_changes(name: str, then: Mapping[str, Any], now: torch.optim.Optimizer) -> list[tuple[str, Any, Any]]:
+def _optimizer_changes(name: str, then: Mapping[str, Any], now: torch.optim.Optimizer) -> list[Change]:
     """The settings of an optimiser that are others, its learning rate left aside."""
     before, after = (groups[0] if groups else {} for groups in (then.get("param_groups"), now.param_groups))
     names = [key for key in dict.fromkeys((*before, *after)) if key not in ("params", "lr", "initial_lr")]

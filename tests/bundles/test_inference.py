@@ -11,7 +11,7 @@ import pytest
 from monai.transforms import LoadImage
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from pipeline.bundle import first_cause
+from pipeline.errors import first_cause
 from pipeline.io import formats
 from pipeline.models import Model
 

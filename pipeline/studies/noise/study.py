@@ -11,6 +11,7 @@ import pandas as pd
 
 from pipeline.bundle import project_dir
 from pipeline.data import ensure_phantom
+from pipeline.provenance import redact
 from pipeline.reporting.tables import plain_table
 from pipeline.studies.noise.cells import SAMPLES, is_finished, read_done, read_progress
 from pipeline.studies.noise.grid import Cell, Study
@@ -89,6 +90,7 @@ def run_study(
     study = _with_phantom(study, folder)
     runner = StudyRunner(study, folder, jobs, devices, scheduler)
     try:
+        command = redact(command)
         report = _report(runner, command) if only_report else _tracked(runner, tracking_uri, command)
     finally:
         runner.close()
