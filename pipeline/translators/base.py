@@ -101,7 +101,8 @@ class Translator(nn.Module):
             batch: ``image`` and ``label``, each (B, C, *spatial) in [-1, 1].
 
         Returns:
-            Outputs (``pred``; with registration ``warped``, ``ddf`` and what ``correct`` adds) and terms by name, each a scalar.
+            Outputs (``pred``; with registration ``warped``, ``ddf`` and what ``correct`` adds) and terms by name, each
+            a scalar.
         """
         raise NotImplementedError
 
