@@ -62,7 +62,7 @@ def register_affine(moving: Tensor, fixed: Tensor) -> tuple[Tensor, dict[str, Te
                 found = _descend(_average(moving, factor), _average(fixed, factor), found, factor, size, steps)
         cost = _cost(warp(moving, _field(found, _positions(size, 1, size, moving))), fixed)
         identity_cost = _cost(moving, fixed)
-        shift = found[:, :, -1] / found.new_tensor(size)
+        shift = torch.stack([found[:, axis, -1] / count for axis, count in enumerate(size)], dim=1)
         wild = (found[:, :, :-1].abs().amax((1, 2)) > WILDEST_MATRIX) | (shift.abs().amax(1) > WILDEST_SHIFT)
         kept = found.isfinite().all(2).all(1) & ~wild & (cost < identity_cost)
         found = torch.where(kept[:, None, None], found, 0.0)
