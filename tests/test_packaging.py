@@ -35,7 +35,7 @@ FLOORS = [
     {"pipeline.data", "pipeline.translators"},
     {"pipeline.models"},
     {"pipeline.engines", "pipeline.inference", "pipeline.tracking", "pipeline.reporting"},
-    {"pipeline.handlers"},
+    {"pipeline.handlers", "pipeline.preparation"},
     {"pipeline.bundle", "pipeline.methods", "pipeline.workflow"},
     {"pipeline.evaluation", "pipeline.packaging", "pipeline.studies", "pipeline.compat"},
     {"pipeline.label_app"},
