@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
-import math
 import shutil
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from monai.bundle import ConfigParser
-from monai.bundle.reference_resolver import ReferenceResolver
 
 from pipeline.errors import first_cause
 from pipeline.files import ProcessLock, replacing
 from pipeline.models import LAST
+from pipeline.settings import FLAGS, calling_parser, values
 
 CONFIG_FILE = "config.json"
 # What a run writes into its folder; an earlier run's files of these names are set aside before a new one starts.
@@ -35,20 +33,6 @@ RUN_OUTPUTS = (
 WEIGHTS = ("checkpoints", "model.pt")
 # Settings that name files a run reads.
 INPUTS = ("dataset_dir", "datalist", "start_from")
-# What may stand in a config whether or not anything in it refers to it: what every bundle of the model zoo has, and the
-# size of networks whose settings are all given one by one.
-UNREFERENCED = ("bundle_root", "dataset_dir", "network_size")
-# Knobs that are whole numbers, with the least that each may be.
-LEAST = {
-    "max_epochs": 1,
-    "batch_size": 1,
-    "num_workers": 0,
-    "seed": 0,
-    "decay_epochs": 0,
-    "val_interval": 1,
-    "picture_interval": 1,
-    "slices_at_once": 1,
-}
 # Folders are held until the process ends, so that handlers may write to the last; runs of one process may share one.
 _TAKEN: dict[Path, ProcessLock] = {}
 logger = logging.getLogger(__name__)
@@ -88,11 +72,10 @@ def flag(name: str, value: Any) -> bool:
     Raises:
         ValueError: if the value is neither.
     """
-    known = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
     text = str(value).strip().lower()
-    if text not in known:
+    if text not in FLAGS:
         raise ValueError(f"{name} must be true or false, got {value!r}")
-    return known[text]
+    return FLAGS[text]
 
 
 def device(name: str | torch.device) -> torch.device:
@@ -162,49 +145,6 @@ def check_image_size(size: Sequence[int], network: torch.nn.Module) -> None:
         raise ValueError(f"spatial_size must be at least {needs[name]} along every axis for {name}, got {tuple(size)}")
 
 
-def check_knobs(**knobs: Any) -> None:
-    """Check the knobs that no constructor checks, all at once.
-
-    Raises:
-        ValueError: naming every knob that is out of its range, its value and what was expected.
-    """
-    faults = []
-
-    def whole(name: str, least: int) -> None:
-        value = knobs[name]
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            faults.append(f"{name} must be a whole number of at least {least}, got {value!r}")
-
-    for name, least in LEAST.items():
-        if name in knobs:
-            whole(name, least)
-    if "learning_rate" in knobs:
-        rate = knobs["learning_rate"]
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
-            faults.append(f"learning_rate must be a positive number, got {rate!r}")
-    if "weights" in knobs and (not isinstance(knobs["weights"], Mapping) or not any(knobs["weights"].values())):
-        faults.append(
-            "weights must be a dictionary of loss weights such as {'adversarial': 1}, at least one of them above 0, "
-            f"got {knobs['weights']!r}"
-        )
-    if faults:
-        raise ValueError("; ".join(faults))
-
-
-def check_names(read: Collection[str] = ()) -> None:
-    """Check the names of a config's knobs, when called from an expression in that config.
-
-    Args:
-        read: knobs that a part looks up by itself, without a reference to them in the config.
-
-    Raises:
-        ValueError: if a knob that nothing refers to has nearly the name of one that counts.
-    """
-    parser = calling_parser()
-    if parser is not None:
-        _refuse_misspelt_knobs(parser, read)
-
-
 def named(part: Any) -> Any:
     """Put a part with a name of its own into a list of handlers; MONAI wants a ``_target_`` in each entry."""
     return part
@@ -248,8 +188,7 @@ class RunFolder:
         resume: whether an earlier run is continued.
 
     Raises:
-        ValueError: if ``resume`` is set and the folder holds no run, or a knob's name is unknown but close to a known
-            one.
+        ValueError: if ``resume`` is set and the folder holds no run.
         RuntimeError: if another process is running in the folder.
     """
 
@@ -257,20 +196,18 @@ class RunFolder:
         self.output_dir = Path(output_dir).expanduser().absolute()
         self.resume = resume
         self._parser = calling_parser()
-        if self._parser is not None:
-            unused = _refuse_misspelt_knobs(self._parser)
-            if unused:
-                logger.warning("nothing in the config refers to these settings, they have no effect: %s", unused)
         if resume and not (self.output_dir / CONFIG_FILE).is_file():
             raise ValueError(
                 f"resume: {self.output_dir} holds no run (no {CONFIG_FILE}); leave resume out to start one"
             )
-        if self.output_dir.is_dir():
+        if self.output_dir.is_dir() and idist.get_rank() == 0:
             self._take_folder()
         self._config_written = False
 
     def attach(self, engine: Engine) -> None:
         """Register on a trainer."""
+        if idist.get_rank() > 0:  # of several processes, the first one writes
+            return
         engine.add_event_handler(Events.STARTED, self.begin)
         engine.add_event_handler(Events.EPOCH_STARTED, self._write_config)
 
@@ -298,15 +235,8 @@ class RunFolder:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The config, top-level expressions with their values where these are plain and known by now."""
-        parameters = self._config()
-        if self._parser is not None:
-            resolved = self._parser.ref_resolver.resolved_content
-            for name in parameters.keys() & resolved.keys():
-                value = resolved[name]
-                if _is_plain(value) or (isinstance(value, dict) and all(map(_is_plain, value.values()))):
-                    parameters[name] = value
-        return parameters
+        """The values of the settings, see `pipeline.settings.values`."""
+        return {} if self._parser is None else values(self._parser)
 
     def _config(self) -> dict[str, Any]:
         if self._parser is None:
@@ -341,50 +271,3 @@ def _with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, str) and not value.startswith(("$", "@", "%")) and Path(value).expanduser().exists():
             found[name] = str(Path(value).expanduser().absolute())
     return found
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, (str, int, float, bool, tuple, torch.device))
-
-
-def calling_parser() -> ConfigParser | None:
-    """The parser that is building this part, None outside of one.
-
-    A config's part is not told of the config it stands in, and MONAI offers no way to ask; the parser is up the stack.
-    """
-    frame = sys._getframe()
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, ConfigParser):
-            return owner
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
-
-
-def _refuse_misspelt_knobs(parser: ConfigParser, read: Collection[str] = ()) -> list[str]:
-    """MONAI takes any ``--name value``; one that nothing refers to and that looks like a knob is a slip of the hand.
-
-    Returns:
-        The other names of plain values that nothing refers to.
-    """
-    used = {ReferenceResolver.split_id(name)[0] for name in all_references(parser.config)}
-    entries = set(parser.config) - {parser.meta_key, *UNREFERENCED, *read}
-    known = sorted((used & entries).union(read))
-    unused = []
-    for name in sorted(entries - used):
-        if isinstance(parser.config[name], (dict, list)) or str(parser.config[name]).startswith(("$", "@")):
-            continue
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-        if close:
-            raise ValueError(f"unknown knob '{name}': did you mean '{close[0]}'?")
-        unused.append(name)
-    return unused
-
-
-def all_references(config: Any) -> set[str]:
-    """The ids that a part of a config refers to."""
-    if isinstance(config, Mapping):
-        return set().union(*(all_references(value) for value in config.values()))
-    if isinstance(config, list):
-        return set().union(*(all_references(value) for value in config))
-    return set(ReferenceResolver.match_refs_pattern(config)) if isinstance(config, str) else set()

@@ -10,11 +10,12 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from pipeline.bundle import CONFIG_FILE, bundle_dir, calling_parser, project_dir
+from pipeline.bundle import CONFIG_FILE, bundle_dir, project_dir
 from pipeline.data import Cases, ensure_phantom, load_cases
 from pipeline.data.checks import DataError
 from pipeline.inference import open_model
 from pipeline.models import BEST, ModelError, Recipe
+from pipeline.settings import calling_parser
 
 DEFAULT_RUN = "reggan"
 LOADER = "pipeline.data.load_cases"

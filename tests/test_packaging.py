@@ -21,22 +21,21 @@ else:
 ROOT = Path(__file__).resolve().parent.parent
 # Each room may import those on the floors below it in this list, and itself.
 FLOORS = [
-    {"transforms"},
+    {"transforms", "pipeline.files", "pipeline.provenance"},
     {
         "pipeline.networks",
         "pipeline.losses",
         "pipeline.metrics",
-        "pipeline.files",
         "pipeline.errors",
         "pipeline.jobs",
         "pipeline.io",
-        "pipeline.provenance",
     },
     {"pipeline.data", "pipeline.translators"},
     {"pipeline.models"},
     {"pipeline.engines", "pipeline.inference", "pipeline.tracking", "pipeline.reporting"},
     {"pipeline.handlers", "pipeline.preparation"},
-    {"pipeline.bundle", "pipeline.methods", "pipeline.workflow"},
+    {"pipeline.settings", "pipeline.methods"},
+    {"pipeline.bundle", "pipeline.workflow"},
     {"pipeline.evaluation", "pipeline.packaging", "pipeline.studies", "pipeline.compat"},
     {"pipeline.label_app"},
 ]

@@ -53,6 +53,7 @@ class DeformationNoise(Randomizable, Transform):
 
     Attributes:
         deformation: what was drawn last.
+        part: see `RandDeformationNoised`.
 
     Raises:
         ValueError: when an argument lies outside its range.
@@ -82,6 +83,7 @@ class DeformationNoise(Randomizable, Transform):
             raise ValueError(f"control_cells must be whole numbers of at least 1, got {control_cells!r}")
         self.amplitude = float(amplitude)
         self._check_amplitude()
+        self.part = (0, 1)
         self.deformation = Deformation.identity(1, spatial_dims)
 
     @property
@@ -113,9 +115,11 @@ class DeformationNoise(Randomizable, Transform):
         if batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
 
+        number, of = self.part
+
         def uniform(per_level: float, *shape: int) -> np.ndarray:
             largest = per_level * self._strength
-            return self.R.uniform(-largest, largest, size=(batch, *shape))
+            return self.R.uniform(-largest, largest, size=(of * batch, *shape))[number::of]
 
         dims = self.spatial_dims
         rotation = uniform(ROTATION_PER_LEVEL, 1 if dims == 2 else 3)
@@ -183,6 +187,8 @@ class RandDeformationNoised(Randomizable, MapTransform):
         return_displacement: also write the field that lines the source up with the target (`true_displacement`):
             (B, spatial_dims, *spatial) in voxels, or without B for a single sample. Takes exactly two keys.
         displacement_key: where that field goes.
+        part: (number, of): each batch is the part with that number of a larger one, every ``of``-th image of it, for
+            which is drawn as a whole; so many processes that share batches draw what one draws.
         control_cells: see `DeformationNoise`.
         amplitude: see `DeformationNoise`.
         background: value outside the images.
@@ -203,6 +209,7 @@ class RandDeformationNoised(Randomizable, MapTransform):
         spatial_dims: int = 2,
         return_displacement: bool = False,
         displacement_key: str = "true_ddf",
+        part: Sequence[int] = (0, 1),
         control_cells: int | Sequence[int] = 4,
         amplitude: float = 0.03,
         background: float = -1.0,
@@ -210,6 +217,10 @@ class RandDeformationNoised(Randomizable, MapTransform):
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         self.noise = DeformationNoise(level, kind, spatial_dims, control_cells, amplitude, background)
+        number, of = part
+        if not 0 <= number < of:
+            raise ValueError(f"part must be (number, of) with 0 <= number < of, got {tuple(part)}")
+        self.noise.part = (number, of)
         if return_displacement and len(self.keys) != 2:
             raise ValueError(f"return_displacement takes two keys, source and target, got {self.keys}")
         self.return_displacement = return_displacement

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.checks import REQUIRED_SPLITS, SPLITS, DataError, find_faults
+from pipeline.data.checks import REQUIRED_SPLITS, SPLITS, DataError, find_faults, inspect_all
 from pipeline.io import READABLE, name_of, split_series
 
 __all__ = ["Cases", "load_cases"]
@@ -63,6 +64,24 @@ class Cases(dict[str, list[dict[str, str]]]):
         """
         given = {"source": source, "target": target}
         return {name: value or self.modalities.get(name) for name, value in given.items()}
+
+    @property
+    def lists_digest(self) -> str | None:
+        """SHA-256 over which files are of whom, and in which list and role; None if the files were not checked.
+
+        Unlike `digest`, it is another one where patients change their lists, or source and target are swapped.
+        """
+        if self.digest is None:
+            return None
+        files = [item[key] for items in self.values() for item in items for key in ("image", "label")]
+        known = inspect_all(files)
+        lists = {
+            split: sorted(
+                [known[item["image"]].digest or "", known[item["label"]].digest or "", item["case"]] for item in items
+            )
+            for split, items in self.items()
+        }
+        return hashlib.sha256(json.dumps(lists, sort_keys=True).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """Return what may be told of the data set elsewhere: nothing that names a patient, a file or a path.

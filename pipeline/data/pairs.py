@@ -7,10 +7,12 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from monai.transforms import Compose, Randomizable
@@ -112,9 +114,12 @@ class PairDataset(Dataset):
         self.min_foreground = min_foreground
         self.background = background
         self.slice_transform = slice_transform
+        self._seed: int | None = None
         self._made_by = None if store is None else fingerprint(transform)
         self._store = None if self._made_by is None else open_store(store)
-        self.pairs = self._load_all(data, transform, num_workers, progress)
+        # Of several processes, the first one fills the store, and the others find it filled.
+        with idist.one_rank_first() if idist.get_world_size() > 1 else nullcontext():
+            self.pairs = self._load_all(data, transform, num_workers, progress and idist.get_rank() == 0)
         sizes: dict[tuple[int, ...], str] = {}
         for pair in self.pairs:
             sizes.setdefault(tuple(pair.image.shape[2:]), pair.name)
@@ -131,14 +136,18 @@ class PairDataset(Dataset):
         self.descriptions = [pair.description for pair in self.pairs]
         self.patients = len({pair.case for pair in self.pairs})
 
-    def finished(self, item: dict[str, Any]) -> dict[str, Any]:
+    def finished(self, item: dict[str, Any], index: int) -> dict[str, Any]:
         """An item as it is given out: through ``slice_transform``, if there is one, with plain tensors all the same.
 
         Args:
             item: with tensors that are the item's own.
+            index: its number, from which follows, with `seed_draws`, what is drawn for it.
         """
         if self.slice_transform is None:
             return item
+        if self._seed is not None and isinstance(self.slice_transform, Randomizable):
+            [seed] = np.random.SeedSequence([self._seed, index]).generate_state(1)
+            self.slice_transform.set_random_state(seed=int(seed))
         item = self.slice_transform(item)
         # MONAI's transforms return MetaTensors, which cost time in every operation and do not belong in checkpoints
         return item | {key: convert_to_tensor(item[key], track_meta=False) for key in ("image", "label")}
@@ -270,16 +279,9 @@ class PairDataset(Dataset):
         view.slice_transform = None
         return view
 
-    def set_random_state(self: Self, seed: int | None = None, state: np.random.RandomState | None = None) -> Self:
-        """Seed ``slice_transform``, if it is random: with one seed and one order of items, the same draws.
+    def seed_draws(self, seed: int) -> None:
+        """From now on, what ``slice_transform`` draws for an item follows from this seed and the item's number alone.
 
-        Args:
-            seed: seed of the draws.
-            state: random state to draw from, instead of a seed.
-
-        Returns:
-            This data set.
+        Neither the order in which items are asked for, nor in how many processes, makes a difference.
         """
-        if isinstance(self.slice_transform, Randomizable):
-            self.slice_transform.set_random_state(seed, state)
-        return self
+        self._seed = seed

@@ -16,6 +16,7 @@ from monai.utils import CommonKeys
 from torch import Tensor
 
 from pipeline.engines.batch import PrepareBatch
+from pipeline.engines.processes import gathered
 from pipeline.translators import Translator
 from transforms import RandDeformationNoised
 
@@ -85,11 +86,15 @@ class TranslationEvaluator(Evaluator):
             decollate=False,
         )
         self.add_event_handler(Events.EPOCH_STARTED, self._begin)
+        self.add_event_handler(Events.EPOCH_COMPLETED, self._gather)
 
     def _begin(self) -> None:
         self.state.case_ids = []
         if self.noise is not None:
             self.noise.set_random_state(seed=SEED)
+
+    def _gather(self) -> None:
+        self.state.case_ids = gathered(self.state.case_ids)
 
     def _iteration(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
         batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)

@@ -12,9 +12,13 @@ from monai.utils import CommonKeys
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pipeline.engines.acceleration import Compiled, check_compile
 from pipeline.engines.batch import PrepareBatch
+from pipeline.engines.processes import average_gradients, draw_for_all
 from pipeline.losses import WeightedSum
 from pipeline.translators import Translator
+
+Tensors = dict[str, Tensor]
 
 
 class TranslationTrainer(Trainer):
@@ -38,6 +42,9 @@ class TranslationTrainer(Trainer):
         train_handlers: Ignite handlers.
         epoch_length: iterations per epoch, default all of the loader's.
         amp: run the networks under ``torch.autocast`` in bfloat16, which needs no loss scaling.
+        compile: how a step is run, see `pipeline.engines.acceleration.COMPILE`; "off" as it is written. What cannot be
+            done here is said with the reason, and left out.
+        channels_last: keep the weights and images of two-dimensional networks with the channels last.
 
     Raises:
         ValueError: if the translator has a discriminator and no optimiser for it, or the reverse.
@@ -57,8 +64,12 @@ class TranslationTrainer(Trainer):
         train_handlers: Sequence[Any] | None = None,
         epoch_length: int | None = None,
         amp: bool = False,
+        compile: str = "off",  # noqa: A002 - the setting's name
+        channels_last: bool = False,
     ) -> None:
         self.network = network
+        self.compile = check_compile(compile)
+        self.channels_last = channels_last
         self.generator_optimizer = generator_optimizer
         self.discriminator_optimizer = discriminator_optimizer
         self.weighted_sum = WeightedSum(dict(weights))
@@ -78,6 +89,10 @@ class TranslationTrainer(Trainer):
             amp=amp,
             decollate=False,
         )
+        terms = _Terms(network, torch.device(device), amp)
+        self._generator_terms: Callable[..., Any] = terms.of_generator
+        self._discriminator_terms: Callable[..., Any] = terms.of_discriminator
+        self._begun = False
 
     def run(self) -> None:
         """Train until ``max_epochs``."""
@@ -87,23 +102,53 @@ class TranslationTrainer(Trainer):
     def _iteration(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
         batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
         self.network.train()
+        if not self._begun:
+            self._begin()
+        if self.compile == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()  # what the step before gave back may be overwritten now
+        tensors = {name: self._laid_out(value) for name, value in batch.items() if isinstance(value, Tensor)}
 
         self._train_discriminator(False)
-        with self._autocast():
-            outputs, generator_terms = self.network.generator_terms(batch)
+        outputs, generator_terms = self._generator_terms(tensors | draw_for_all(self.network.draw, tensors))
         self._update(self.generator_optimizer, generator_terms)
 
         outputs = {name: output.detach() for name, output in outputs.items()}
-        discriminator_terms: dict[str, Tensor] = {}
+        discriminator_terms: Tensors = {}
         if self.discriminator_optimizer is not None:
             self._train_discriminator(True)
-            with self._autocast():
-                discriminator_terms = self.network.discriminator_terms(batch, outputs)
+            discriminator_terms = self._discriminator_terms(tensors, dict(self.network.shown(outputs)))
             self._update(self.discriminator_optimizer, discriminator_terms)
 
         losses = {f"generator/{name}": term.detach() for name, term in generator_terms.items()}
         losses |= {f"discriminator/{name}": term.detach() for name, term in discriminator_terms.items()}
         return {CommonKeys.IMAGE: batch["image"], CommonKeys.LABEL: batch["label"], **outputs, "losses": losses}
+
+    def _begin(self) -> None:
+        """Before the first step, when a run that is resumed has its state."""
+        self._begun = True
+        if self.channels_last:
+            self._lay_out_weights()
+        if self.compile != "off":
+            self._generator_terms = Compiled(self._generator_terms, self.compile)
+            self._discriminator_terms = Compiled(self._discriminator_terms, self.compile)
+
+    def _lay_out_weights(self) -> None:
+        """Weights with channels last, and what an optimiser that was resumed keeps of them likewise."""
+        layout: dict[str, Any] = {"memory_format": torch.channels_last}
+        for module in self.network.modules():
+            if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+                module.to(**layout)
+        for optimizer in (self.generator_optimizer, self.discriminator_optimizer):
+            for parameter, kept in () if optimizer is None else optimizer.state.items():
+                kept |= {
+                    name: torch.empty_like(parameter).copy_(value)
+                    for name, value in kept.items()
+                    if isinstance(value, Tensor) and value.shape == parameter.shape
+                }
+
+    def _laid_out(self, tensor: Tensor) -> Tensor:
+        as_images = self.channels_last and tensor.ndim == 4
+        return tensor.contiguous(memory_format=torch.channels_last) if as_images else tensor
 
     def _train_discriminator(self, on: bool) -> None:
         for parameter in self._discriminator_parameters:
@@ -112,7 +157,20 @@ class TranslationTrainer(Trainer):
     def _update(self, optimizer: Optimizer, terms: Mapping[str, Tensor]) -> None:
         optimizer.zero_grad(set_to_none=True)
         self.weighted_sum(terms).backward()
+        average_gradients(optimizer)
         optimizer.step()
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.amp)
+
+class _Terms:
+    """Both sides' loss terms, in the trainer's precision: what of a step can be compiled."""
+
+    def __init__(self, network: Translator, device: torch.device, amp: bool) -> None:
+        self.network, self.device_type, self.amp = network, device.type, amp
+
+    def of_generator(self, batch: Tensors) -> tuple[Tensors, Tensors]:
+        with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.amp):
+            return self.network.generator_terms(batch)
+
+    def of_discriminator(self, batch: Tensors, outputs: Tensors) -> Tensors:
+        with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.amp):
+            return self.network.discriminator_terms(batch, outputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from tqdm import tqdm
@@ -38,6 +39,7 @@ class FirstEvaluation:
             return
         self.evaluator.run()
         self.evaluator.state.best_metric_epoch = engine.state.epoch
-        table = ScoreTable(self.evaluator.state.metrics).text()
-        tqdm.write(f"\nValidation before training, of the model that it starts from:\n\n{table}\n", file=sys.stdout)
+        if idist.get_rank() == 0:
+            table = ScoreTable(self.evaluator.state.metrics).text()
+            tqdm.write(f"\nValidation before training, of the model that it starts from:\n\n{table}\n", file=sys.stdout)
         self.checkpoints.save(engine)

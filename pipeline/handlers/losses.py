@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, EventEnum, Events
 
@@ -78,6 +79,8 @@ class LossCollector:
         _check_finite(recent)
 
     def _publish_before_error(self, engine: Engine, error: BaseException) -> None:
+        if idist.get_world_size() > 1:  # the other processes know of no error
+            return
         try:
             self._publish(engine)
         except Exception as second:  # the first error is the one to report
@@ -88,7 +91,10 @@ class LossCollector:
         self._iterations, self._rows = [], []
         if not rows:
             return {}
-        columns = torch.stack(rows).cpu().unbind(dim=1)
+        table = torch.stack(rows)
+        if idist.get_world_size() > 1:  # each process has the means over its part of the batches
+            table = idist.all_reduce(table) / idist.get_world_size()
+        columns = table.cpu().unbind(dim=1)
         return {"iteration": iterations} | {
             name: column.tolist() for name, column in zip(self._names, columns, strict=True)
         }

@@ -24,13 +24,16 @@ class EpochSeed:
     Args:
         seed: the run's seed.
         loader: its ``generator`` is reseeded, from which MONAI's loader seeds its worker processes.
-        transforms: MONAI ``Randomizable`` transforms (or data sets) that run in this process.
+        transforms: MONAI ``Randomizable`` transforms that run in this process.
+        dataset: whose items are drawn for by seed and epoch, see `pipeline.data.PairDataset.seed_draws`.
 
     Raises:
         ValueError: if the loader has no generator, or its sampler does not follow the epoch.
     """
 
-    def __init__(self, seed: int, loader: DataLoader, transforms: Sequence[Randomizable | Any] = ()) -> None:
+    def __init__(
+        self, seed: int, loader: DataLoader, transforms: Sequence[Randomizable] = (), dataset: Any = None
+    ) -> None:
         if loader.generator is None:
             raise ValueError("the data loader has no generator: pass generator=torch.Generator()")
         if not isinstance(loader.sampler, DistributedSampler):
@@ -41,6 +44,7 @@ class EpochSeed:
         self.seed = seed
         self.generator: torch.Generator = loader.generator
         self.transforms = tuple(transforms)
+        self.dataset = dataset
 
     def attach(self, engine: Engine) -> None:
         """Register on a trainer."""
@@ -48,10 +52,12 @@ class EpochSeed:
 
     def __call__(self, engine: Engine) -> None:
         """Reseed for ``engine.state.epoch``."""
-        children = np.random.SeedSequence([self.seed, engine.state.epoch]).generate_state(1 + len(self.transforms))
+        children = np.random.SeedSequence([self.seed, engine.state.epoch]).generate_state(2 + len(self.transforms))
         self.generator.manual_seed(int(children[0]))
-        for transform, seed in zip(self.transforms, children[1:], strict=True):
+        for transform, seed in zip(self.transforms, children[1:-1], strict=True):
             transform.set_random_state(seed=int(seed))
+        if hasattr(self.dataset, "seed_draws"):
+            self.dataset.seed_draws(int(children[-1]))
 
 
 def random_states() -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 
@@ -52,7 +53,7 @@ class MLflowTracker(MLflowRun):
         Attach it behind what runs the validation and before what writes checkpoints: then all values of an epoch are
         in the journal once there is a checkpoint to resume behind them.
         """
-        if self._uri is None:
+        if self._uri is None or idist.get_rank() > 0:
             return
         self._trainer, self._unended = engine, "KILLED"
         engine.register_events(*LossEvents)

@@ -13,14 +13,17 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from pipeline.io.dicom import Series, choose_series, holds_dicom, read_raw
-from pipeline.io.formats import READABLE, READERS, ImageError, Raw, suffix_of
+from pipeline.io.dicom import Series, choose_series, find_series, holds_dicom, name_for_files, read_raw
+from pipeline.io.formats import READABLE, READERS, ImageError, Raw, name_of, suffix_of
 
 SHAPE_KEY = "file_shape"
 """Entry of an image's metadata: the shape of the array in its file."""
 AFFINE_KEY = "file_affine"
 """Entry of an image's metadata: the file's affine, which no transform changes."""
 
+
+NAME_KEY = "name"
+"""Entry of an image's metadata: what files that are made of it are called, where its own name does not say."""
 
 SERIES_MARK = "::"
 """Stands between a place of several DICOM series and the one that is meant: ``study::*T1*``."""
@@ -58,16 +61,25 @@ def read_image(path: str | os.PathLike[str], series: str | None = None) -> MetaT
     place, named = split_series(path)
     known = place.name.lower().endswith(READABLE) and not place.is_dir()
     if not known and holds_dicom(place):
-        return _as_image(path, read_raw(choose_series(place, series or named)))
+        every = find_series(place)
+        chosen = choose_series(every, series or named)
+        name = name_for_files(place, chosen, sum(one.image for one in every) > 1)
+        return _as_image(path, read_raw(chosen), name)
     return _as_image(place, READERS[suffix_of(place, READABLE)](place))
 
 
 def read_series(series: Series) -> MetaTensor:
     """Read a DICOM series that was found before; see `read_image`."""
-    return _as_image(series.files[0].parent, read_raw(series))
+    place = series.files[0] if len(series.files) == 1 else series.files[0].parent
+    return _as_image(place, read_raw(series), name_for_files(place, series, False))
 
 
-def _as_image(path: str | os.PathLike[str], raw: Raw) -> MetaTensor:
+def image_name(image: MetaTensor) -> str:
+    """What files that are made of an image are called: like its file, and of DICOM without who the patient is."""
+    return str(image.meta.get(NAME_KEY) or name_of(image.meta["filename_or_obj"]))
+
+
+def _as_image(path: str | os.PathLike[str], raw: Raw, name: str = "") -> MetaTensor:
     shape = raw.voxels.shape
     if not (np.issubdtype(raw.voxels.dtype, np.number) or raw.voxels.dtype == bool) or np.iscomplexobj(raw.voxels):
         raise ImageError(f"holds values of type {raw.voxels.dtype}, expected an image of real numbers")
@@ -83,6 +95,8 @@ def _as_image(path: str | os.PathLike[str], raw: Raw) -> MetaTensor:
         SHAPE_KEY: np.array(shape),
         **raw.meta,
     }
+    if name:
+        meta[NAME_KEY] = name
     return MetaTensor(voxels, affine=torch.from_numpy(affine.copy()), meta=meta)
 
 

@@ -4,30 +4,84 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
-from monai.networks.layers import Conv, Norm
+from monai.networks.layers import Norm
 from torch import Tensor, nn
+
+from pipeline.networks.repeatable import ReflectConv2d, ReflectConv3d
 
 LEAKY_RELU = ("LEAKYRELU", {"negative_slope": 0.2, "inplace": True})
 RELU = ("RELU", {"inplace": True})
-INSTANCE_NORM = "INSTANCE"
+INSTANCE_NORM = "INSTANCE_BY_GROUP"
+"""Name, in MONAI's factory of norms, of `InstanceNorm`."""
 
 
-def reflect_conv(spatial_dims: int, in_channels: int, out_channels: int, kernel_size: int) -> nn.Module:
-    """Build a size-preserving convolution with reflection padding.
+def reflect_conv(
+    spatial_dims: int, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, bias: bool = True
+) -> nn.Module:
+    """Build a convolution with reflection padding, which preserves the size or, with a stride of 2, halves it.
 
     Args:
         spatial_dims: 2 or 3.
         in_channels: channels of the input.
         out_channels: channels of the output.
-        kernel_size: odd kernel width; every axis of the input must be longer than `kernel_size // 2`.
+        kernel_size: kernel width, odd with a stride of 1 and even with one of 2; every axis of the input must be longer
+            than the padding.
+        stride: 1 or 2.
+        bias: whether to add one.
 
     Returns:
-        A convolution from (B, in_channels, *spatial) to (B, out_channels, *spatial).
+        A convolution from (B, in_channels, *spatial) to (B, out_channels, *(spatial // stride)).
     """
-    return Conv[Conv.CONV, spatial_dims](
-        in_channels, out_channels, kernel_size, padding=kernel_size // 2, padding_mode="reflect"
+    kind: type[nn.Module] = ReflectConv2d if spatial_dims == 2 else ReflectConv3d
+    padding = (kernel_size - 1) // 2
+    return kind(
+        in_channels, out_channels, kernel_size, stride=stride, padding=padding, padding_mode="reflect", bias=bias
     )
+
+
+EPSILON = 1e-5
+"""Added to the variances that `instance_norm` divides by."""
+
+
+def instance_norm(x: Tensor) -> Tensor:
+    """Normalise each channel of each image over space; (B, C, *spatial) to the same shape.
+
+    It is group norm with one channel a group: PyTorch's own instance norm is the same but for rounding, and several
+    times slower on a CPU. Channels last are put first on the way, for which the norm is faster.
+    """
+    last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    # A compiler chooses layouts itself; asked for them, an export would hold for the sizes of its example only.
+    if torch.compiler.is_compiling() or x.is_contiguous() or not x.is_contiguous(memory_format=last):
+        return _norm_by_channel(x)
+    return _norm_by_channel(x.contiguous()).contiguous(memory_format=last)
+
+
+def _norm_by_channel(x: Tensor) -> Tensor:
+    # Not that of torch.nn.functional, whose checks of the size an export would keep as conditions.
+    return torch.group_norm(x, x.shape[1], eps=EPSILON)
+
+
+class InstanceNorm(nn.Module):
+    """`instance_norm` as a layer, without parameters.
+
+    Args:
+        num_features: channels, which it takes any number of; MONAI's factory names them.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, *spatial)."""
+        return instance_norm(x)
+
+
+@Norm.factory_function(INSTANCE_NORM)
+def _instance_norm_factory(_: int) -> type[InstanceNorm]:
+    return InstanceNorm
 
 
 class ResidualBlock(nn.Module):
@@ -42,13 +96,12 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, spatial_dims: int, channels: int) -> None:
         super().__init__()
-        norm = Norm[Norm.INSTANCE, spatial_dims]
         self.layers = nn.Sequential(
             reflect_conv(spatial_dims, channels, channels, 3),
-            norm(channels),
+            InstanceNorm(channels),
             nn.ReLU(inplace=True),
             reflect_conv(spatial_dims, channels, channels, 3),
-            norm(channels),
+            InstanceNorm(channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 
-import torch.nn.functional as F
-from monai.networks.layers import Conv, Norm
 from torch import Tensor, nn
 
 from pipeline.networks.blocks import (
+    InstanceNorm,
     ResidualBlock,
     check_counts,
     check_images,
@@ -17,6 +16,7 @@ from pipeline.networks.blocks import (
     crop,
     reflect_conv,
 )
+from pipeline.networks.repeatable import reflect
 
 STEM_KERNEL = 7
 
@@ -32,9 +32,7 @@ def halving_conv(spatial_dims: int, in_channels: int, out_channels: int) -> nn.M
     Returns:
         A convolution from (B, in_channels, *spatial) to (B, out_channels, *(spatial // 2)).
     """
-    return Conv[Conv.CONV, spatial_dims](
-        in_channels, out_channels, kernel_size=4, stride=2, padding=1, padding_mode="reflect"
-    )
+    return reflect_conv(spatial_dims, in_channels, out_channels, kernel_size=4, stride=2)
 
 
 def check_autoencoder(
@@ -93,10 +91,13 @@ class ContentEncoder(nn.Module):
         widths = [filters * 2**level for level in range(downsamplings + 1)]
         self.channels = widths[-1]
 
-        norm = Norm[Norm.INSTANCE, spatial_dims]
-        stages = [reflect_conv(spatial_dims, in_channels, filters, STEM_KERNEL), norm(filters), nn.ReLU(inplace=True)]
+        stages = [
+            reflect_conv(spatial_dims, in_channels, filters, STEM_KERNEL),
+            InstanceNorm(filters),
+            nn.ReLU(inplace=True),
+        ]
         for fine, coarse in pairwise(widths):
-            stages += [halving_conv(spatial_dims, fine, coarse), norm(coarse), nn.ReLU(inplace=True)]
+            stages += [halving_conv(spatial_dims, fine, coarse), InstanceNorm(coarse), nn.ReLU(inplace=True)]
         stages += [ResidualBlock(spatial_dims, self.channels) for _ in range(residual_blocks)]
         self.stages = nn.Sequential(*stages)
 
@@ -104,6 +105,11 @@ class ContentEncoder(nn.Module):
     def minimum_size(self) -> int:
         """Smallest size along any spatial axis: 2 voxels must be left for the padding of the residual blocks."""
         return 2**self.downsamplings + 1
+
+    def content_shape(self, images: Tensor) -> tuple[int, ...]:
+        """The shape of the content of images."""
+        factor = 2**self.downsamplings
+        return (images.shape[0], self.channels, *((length + factor - 1) // factor for length in images.shape[2:]))
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images.
@@ -121,7 +127,7 @@ class ContentEncoder(nn.Module):
             type(self).__name__, images, self.spatial_dims, self.in_channels, self.minimum_size, "fewer downsamplings"
         )
         missing = [-length % 2**self.downsamplings for length in reversed(images.shape[2:])]
-        return self.stages(F.pad(images, [width for far in missing for width in (0, far)], mode="reflect"))
+        return self.stages(reflect(images, [width for far in missing for width in (0, far)]))
 
 
 class ImageDecoder(nn.Module):

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.networks.blocks import check_images, reflect_conv
+from pipeline.networks.blocks import check_images, instance_norm, reflect_conv
 from pipeline.networks.content_blocks import (
     STEM_KERNEL,
     ContentEncoder,
@@ -226,5 +226,5 @@ class AdaptiveResidualBlock(nn.Module):
             modulation: (B, 4, channels), scale and shift behind the first norm, then behind the second.
         """
         first_scale, first_shift, second_scale, second_shift = modulation[(..., *(None,) * (x.ndim - 2))].unbind(1)
-        y = F.relu(F.instance_norm(self.first(x)) * first_scale + first_shift, inplace=True)
-        return x + F.instance_norm(self.second(y)) * second_scale + second_shift
+        y = F.relu(instance_norm(self.first(x)) * first_scale + first_shift, inplace=True)
+        return x + instance_norm(self.second(y)) * second_scale + second_shift

@@ -13,7 +13,8 @@ from monai.networks.layers import Conv
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from pipeline.networks.blocks import check_counts, check_images, check_spatial_dims, crop
+from pipeline.networks.blocks import check_counts, check_images, check_spatial_dims, crop, instance_norm, reflect_conv
+from pipeline.networks.repeatable import reflect
 
 _DOWNSAMPLINGS = 2  # of the encoder, and as many upsamplings in the generator
 _OUTPUT_KERNEL = 7
@@ -134,7 +135,7 @@ class NICEGenerator(nn.Module):
 
         wide = 4 * filters
         self.stem = nn.Sequential(
-            _conv(spatial_dims, self.in_channels, wide, 3, bias=True),
+            reflect_conv(spatial_dims, self.in_channels, wide, 3, bias=True),
             InstanceLayerNorm(spatial_dims, wide),
             nn.ReLU(inplace=True),
         )
@@ -153,7 +154,7 @@ class NICEGenerator(nn.Module):
         widths = [wide // 2**stage for stage in range(_DOWNSAMPLINGS + 1)]
         self.up = nn.ModuleList(_upsampling_stage(spatial_dims, coarse, fine) for coarse, fine in pairwise(widths))
         self.head = nn.Sequential(
-            _conv(spatial_dims, widths[-1], out_channels, _OUTPUT_KERNEL, bias=False),
+            reflect_conv(spatial_dims, widths[-1], out_channels, _OUTPUT_KERNEL, bias=False),
             nn.Tanh(),
         )
 
@@ -334,9 +335,9 @@ class _AdaptiveResidualBlock(nn.Module):
 
     def __init__(self, spatial_dims: int, channels: int) -> None:
         super().__init__()
-        self.first = _conv(spatial_dims, channels, channels, 3, bias=False)
+        self.first = reflect_conv(spatial_dims, channels, channels, 3, bias=False)
         self.first_norm = AdaptiveInstanceLayerNorm(spatial_dims, channels)
-        self.second = _conv(spatial_dims, channels, channels, 3, bias=False)
+        self.second = reflect_conv(spatial_dims, channels, channels, 3, bias=False)
         self.second_norm = AdaptiveInstanceLayerNorm(spatial_dims, channels)
 
     def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -359,7 +360,7 @@ class _SpectralConv(nn.Module):
         padding: list[int] = []
         for length in reversed(x.shape[2:]):
             padding += [1, 1 + length % self.stride]
-        x = F.pad(x, padding, mode="reflect")
+        x = reflect(x, padding)
         return self.convolve(x, _spectral_weight(self.layer, x), cast("Tensor | None", self.layer.bias), self.stride)
 
 
@@ -378,7 +379,7 @@ def _spectral_weight(layer: nn.Module, x: Tensor) -> Tensor:
 
 def _mixed_norm(x: Tensor, mixture: Tensor) -> Tensor:
     instance, layer = (_per_channel(part, x.ndim - 2) for part in mixture.softmax(dim=0))
-    return instance * F.instance_norm(x) + layer * F.group_norm(x, num_groups=1)
+    return instance * instance_norm(x) + layer * F.group_norm(x, num_groups=1)
 
 
 def _mixture(channels: int, start: Sequence[float]) -> nn.Parameter:
@@ -390,16 +391,10 @@ def _per_channel(values: Tensor, spatial_dims: int) -> Tensor:
     return values[(..., *(None,) * spatial_dims)]
 
 
-def _conv(spatial_dims: int, in_channels: int, out_channels: int, kernel_size: int, bias: bool) -> nn.Module:
-    return Conv[Conv.CONV, spatial_dims](
-        in_channels, out_channels, kernel_size, padding=kernel_size // 2, padding_mode="reflect", bias=bias
-    )
-
-
 def _upsampling_stage(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
     spread = Conv[Conv.CONV, spatial_dims](out_channels, out_channels * 2**spatial_dims, 1)
     return nn.Sequential(
-        _conv(spatial_dims, in_channels, out_channels, 3, bias=False),
+        reflect_conv(spatial_dims, in_channels, out_channels, 3, bias=False),
         InstanceLayerNorm(spatial_dims, out_channels),
         nn.ReLU(inplace=True),
         SubpixelUpsample(spatial_dims, out_channels, scale_factor=2, conv_block=spread, apply_pad_pool=False),

@@ -6,12 +6,12 @@ from itertools import pairwise
 from typing import Literal
 
 from monai.networks.blocks import Convolution
-from monai.networks.layers import Norm
 from torch import Tensor, nn
 
 from pipeline.networks.blocks import (
     INSTANCE_NORM,
     RELU,
+    InstanceNorm,
     ResidualBlock,
     check_counts,
     check_images,
@@ -78,7 +78,7 @@ class ResNetGenerator(nn.Module):
         widths = [filters * 2**level for level in range(downsamplings + 1)]
         self.stem = nn.Sequential(
             reflect_conv(spatial_dims, in_channels, filters, _STEM_KERNEL),
-            Norm[Norm.INSTANCE, spatial_dims](filters),
+            InstanceNorm(filters),
             nn.ReLU(inplace=True),
         )
         self.down = nn.ModuleList(
@@ -140,6 +140,6 @@ def _resize_stage(spatial_dims: int, in_channels: int, out_channels: int) -> nn.
     return nn.Sequential(
         nn.Upsample(scale_factor=2, mode="nearest"),
         reflect_conv(spatial_dims, in_channels, out_channels, 3),
-        Norm[Norm.INSTANCE, spatial_dims](out_channels),
+        InstanceNorm(out_channels),
         nn.ReLU(inplace=True),
     )

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.networks.repeatable import must_repeat, sample
+
 
 def warp(image: Tensor, ddf: Tensor) -> Tensor:
     """Sample an image linearly at x + ddf(x); beyond the border it goes on with its border values.
@@ -19,7 +21,7 @@ def warp(image: Tensor, ddf: Tensor) -> Tensor:
         ddf: displacement field in voxels, (B, spatial_dims, *spatial), channel i along spatial axis i, pull-back.
 
     Returns:
-        The warped image, (B, C, *spatial).
+        The warped image, (B, C, *spatial), never below single precision.
 
     Raises:
         ValueError: when the shapes do not belong together.
@@ -31,9 +33,15 @@ def warp(image: Tensor, ddf: Tensor) -> Tensor:
             f"ddf must have the shape (B, spatial_dims, *spatial) of the image, got {tuple(ddf.shape)} beside "
             f"{tuple(image.shape)}"
         )
-    axes = []
-    for axis, size in enumerate(shape):
-        position = torch.arange(size, device=ddf.device, dtype=ddf.dtype).view(-1, *(1,) * (dims - 1 - axis))
-        axes.append((position + ddf[:, axis]) * 2 / max(size - 1, 1) - 1)
+    # In single precision also under autocast: a position of 200.5 pixels is none in half precision.
+    single = torch.promote_types(torch.promote_types(image.dtype, ddf.dtype), torch.float32)
+    image, ddf = image.to(single), ddf.to(single)
+    positions = [
+        torch.arange(size, device=ddf.device, dtype=single).view(-1, *(1,) * (dims - 1 - axis)) + ddf[:, axis]
+        for axis, size in enumerate(shape)
+    ]
+    if must_repeat(image):
+        return sample(image, positions)
+    axes = [position * 2 / max(size - 1, 1) - 1 for position, size in zip(positions, shape, strict=True)]
     grid = torch.stack(axes[::-1], dim=-1)  # grid_sample takes the last axis first
     return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)

@@ -6,6 +6,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,33 @@ def training_step(translator: Translator, weights: Mapping[str, float], batch: d
     """The trainer's step on a fixed batch, without the loop around it."""
     trainer = TranslationTrainer(batch["image"].device, 1, [batch], translator, *optimizers(translator), weights)
     return lambda: trainer._iteration(trainer, batch)
+
+
+def plain_step(trainer: TranslationTrainer, batch: dict[str, Tensor]) -> Work:
+    """A step as the RegGAN authors' code schedules it in modes NC+R and Pix2Pix, out of a trainer's parts.
+
+    The generator runs again for the discriminator's step, and the discriminator's gradients are also computed in the
+    generator's. In C, C+R and NC their code keeps the first prediction, as this project's does in every mode.
+    """
+    translator: Any = trainer.network
+    g, d = trainer.generator_optimizer, trainer.discriminator_optimizer
+    assert d is not None
+
+    def step() -> None:
+        g.zero_grad()
+        _, terms = translator.generator_terms(batch)
+        trainer.weighted_sum(terms).backward()
+        g.step()
+        d.zero_grad()
+        with torch.no_grad():
+            fake = translator(batch["image"])
+        # One image after the other, as their code has it.
+        with_source = partial(translator._seen, source=batch["image"])
+        fake_score, real_score = (translator.discriminator(with_source(image)) for image in (fake, batch["label"]))
+        ((fake_score**2).mean() + ((real_score - 1) ** 2).mean()).backward()
+        d.step()
+
+    return step
 
 
 def timed(work: Work, device: torch.device) -> float:

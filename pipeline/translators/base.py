@@ -108,6 +108,18 @@ class Translator(nn.Module):
         """Unweighted loss terms of the discriminator's step, on what ``generator_terms`` returned, detached."""
         raise NotImplementedError
 
+    def draw(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What one step of the generator draws at random, by the keys under which ``generator_terms`` finds it.
+
+        The trainer adds it to the batch, so that a step itself draws nothing and can be compiled or replayed; where it
+        is missing, ``generator_terms`` draws.
+        """
+        return {}
+
+    def shown(self, outputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What the discriminators are shown in place of this step's outputs, detached; here the outputs themselves."""
+        return outputs
+
     def discriminator_networks(self) -> tuple[nn.Module, ...]:
         """Modules that the discriminator's optimiser owns; everything else belongs to the generator's."""
         raise NotImplementedError

@@ -84,6 +84,13 @@ class CycleGANTranslator(Translator):
         """See ``Translator.discriminator_networks``."""
         return tuple(network for network in (self.discriminator, self.source_discriminator) if network is not None)
 
+    def shown(self, outputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """See ``Translator.shown``; earlier predictions now and then, where there is a pool."""
+        if self.source_discriminator is None:
+            return outputs
+        pools = {"pred": self.pool, "source_pred": self.source_pool}
+        return {**outputs, **{name: pool(outputs[name]) for name, pool in pools.items()}}
+
     def generator_terms(self, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Terms]:
         """See ``Translator.generator_terms``; with the cycle, the outputs also hold ``source_pred``."""
         source, target = batch["image"], batch["label"]
@@ -115,8 +122,8 @@ class CycleGANTranslator(Translator):
         if self.source_discriminator is None:
             return {"adversarial": self._judge(self.discriminator, pred, target)}
         both = (
-            self._judge(self.discriminator, self.pool(pred), target),
-            self._judge(self.source_discriminator, self.source_pool(outputs["source_pred"]), source),
+            self._judge(self.discriminator, pred, target),
+            self._judge(self.source_discriminator, outputs["source_pred"], source),
         )
         return {"adversarial": both[0] + both[1]}
 

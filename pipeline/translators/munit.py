@@ -100,11 +100,19 @@ class MUNITTranslator(AutoencodingTranslator):
         """
         return self.style_encoder(images)
 
+    def draw(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """See ``Translator.draw``: the styles of the translations."""
+        images = batch["image"]
+        names = ("style", "source_style") if self.needs("cycle") else ("style",)
+        shape = images.shape[0], self.style_encoder.style_dim
+        return {name: torch.randn(shape, device=images.device, dtype=images.dtype) for name in names}
+
     def generator_terms(self, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Terms]:
         """See ``Translator.generator_terms``; with the cycle, the outputs also hold ``source_pred``."""
+        batch = batch if "style" in batch else {**batch, **self.draw(batch)}
         source, target = batch["image"], batch["label"]
         size = source.shape[2:]
-        content, style = self.encoder(source), self._draw_style(source)
+        content, style = self.encoder(source), batch["style"]
         pred = self.decoder(content, style, size)
         corrected, terms = self.correct(pred, target)
         outputs = {"pred": pred, **corrected}
@@ -119,7 +127,7 @@ class MUNITTranslator(AutoencodingTranslator):
             own_style, target_style = self.source_style_encoder(source), self.style_encoder(target)
             target_content = self.target_encoder(target)
         if self.needs("cycle"):
-            source_style = self._draw_style(target)
+            source_style = batch["source_style"]
             outputs["source_pred"] = source_pred = self.source_decoder(target_content, source_style, size)
             contents.append((target_content, self.encoder(source_pred)))
             if self.needs("style"):
@@ -135,9 +143,6 @@ class MUNITTranslator(AutoencodingTranslator):
         if self.needs("style"):
             terms["style"] = _sum_of_differences(styles)
         return outputs, terms | self.adversarial_terms(outputs)
-
-    def _draw_style(self, images: Tensor) -> Tensor:
-        return torch.randn(images.shape[0], self.style_encoder.style_dim, device=images.device, dtype=images.dtype)
 
     def _set_style(self, style: Sequence[float] | None, reference: Tensor | None) -> None:
         length = self.style_encoder.style_dim

@@ -62,26 +62,38 @@ class UNITTranslator(AutoencodingTranslator):
         """See ``Translator.forward``."""
         return self.decoder(self.encoder(source), source.shape[2:])
 
+    def draw(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """See ``Translator.draw``: the noise of each latent that is decoded."""
+        latents = ["source"]
+        if self.target_encoder is not None:
+            latents.append("target")
+        if self.needs("cycle"):
+            latents += ["pred", "source_pred"]
+        images = batch["image"]
+        shape = self.encoder.content_shape(images)
+        return {f"{name}_noise": torch.randn(shape, device=images.device) for name in latents}
+
     def generator_terms(self, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Terms]:
         """See ``Translator.generator_terms``; with the cycle, the outputs also hold ``source_pred``."""
+        batch = batch if "source_noise" in batch else {**batch, **self.draw(batch)}
         source, target = batch["image"], batch["label"]
         size = source.shape[2:]
         latents = [self.encoder(source)]
-        code = _with_noise(latents[0])
+        code = latents[0] + batch["source_noise"]
         pred = self.decoder(code, size)
         corrected, terms = self.correct(pred, target)
         outputs = {"pred": pred, **corrected}
 
         if self.target_encoder is not None:
             latents.append(self.target_encoder(target))
-            target_code = _with_noise(latents[-1])
+            target_code = latents[-1] + batch["target_noise"]
         if self.needs("cycle", "kl"):
             latents.append(self.target_encoder(pred))
         if self.needs("cycle"):
-            source_back = self.source_decoder(_with_noise(latents[-1]), size)
+            source_back = self.source_decoder(latents[-1] + batch["pred_noise"], size)
             outputs["source_pred"] = source_pred = self.source_decoder(target_code, size)
             latents.append(self.encoder(source_pred))
-            target_back = self.decoder(_with_noise(latents[-1]), size)
+            target_back = self.decoder(latents[-1] + batch["source_pred_noise"], size)
             terms["cycle"] = F.l1_loss(source_back, source) + F.l1_loss(target_back, target)
         if self.needs("reconstruction"):
             within = self.source_decoder(code, size), self.decoder(target_code, size)
@@ -89,7 +101,3 @@ class UNITTranslator(AutoencodingTranslator):
         if self.needs("kl"):
             terms["kl"] = torch.stack([latent.float().square().mean() for latent in latents]).sum()
         return outputs, terms | self.adversarial_terms(outputs)
-
-
-def _with_noise(latent: Tensor) -> Tensor:
-    return latent + torch.randn_like(latent)

@@ -125,7 +125,7 @@ DATA = [
     ),
     bad("no such datalist", datalist="lists.json", says="datalist lists.json: no such file, neither as given nor in"),
     bad("no such data set", dataset_dir="{data}/typo", says="dataset_dir {data}/typo is no folder"),
-    bad("data set by a number", dataset_dir=7, says="dataset_dir 7 is no folder"),
+    bad("data set by a number", dataset_dir=7, says="dataset_dir must be a path, got 7"),
     bad(
         "empty data set",
         lambda place: (shutil.rmtree(place.data), place.data.mkdir()),
@@ -157,7 +157,7 @@ KNOBS = [
     bad(
         "negative weight",
         weights={"adversarial": -1},
-        says="weight of 'adversarial' must be a finite number of at least 0, got -1",
+        says="weights#adversarial must be a number of at least 0, got -1",
     ),
     bad("weights are no dictionary", weights=20, says=["weights must be a dictionary of loss weights", "got 20"]),
     bad("no weight at all", weights={}, says=["weights must be a dictionary", "at least one of them above 0", "{{}}"]),
@@ -166,7 +166,7 @@ KNOBS = [
     bad("empty batches", batch_size=0, says="batch_size must be a whole number of at least 1, got 0"),
     bad("negative rate", learning_rate=-1, says="learning_rate must be a positive number, got -1"),
     bad("rate in words", learning_rate="fast", says="learning_rate must be a positive number, got 'fast'"),
-    bad("negative seed", seed=-1, says="seed must be a whole number of at least 0, got -1"),
+    bad("negative seed", seed=-1, says="seed must be a whole number in [0, 4294967295], got -1"),
     bad("negative workers", num_workers=-1, says="num_workers must be a whole number of at least 0, got -1"),
     bad(
         "several knobs at once",
@@ -188,7 +188,7 @@ KNOBS = [
         "size in words", spatial_size="big", says="spatial_size must be a positive whole number or 2 of them, got 'big'"
     ),
     bad("size of three", spatial_size=[32, 32, 32], says="whole number or 2 of them, got [32, 32, 32]"),
-    bad("slice axis", slice_axis=3, says="slice_axis must be 0, 1 or 2, got 3"),
+    bad("slice axis", slice_axis=3, says="slice_axis must be a whole number in [0, 2], got 3"),
     bad(
         "no such device", device="gpu", says=["device must be 'auto', 'cpu', or a device of this machine", "got 'gpu'"]
     ),
@@ -230,8 +230,8 @@ def test_command_line_ends_with_what_is_wrong(dataset_dir, tmp_path):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1] == (
-        "error: max_epochs must be a whole number of at least 1, got 0; seed must be a whole number of at least 0, "
-        "got 1.5; learning_rate must be a positive number, got 'fast'; weights must be a dictionary of loss weights "
+        "error: seed must be a whole number in [0, 4294967295], got 1.5; max_epochs must be a whole number of at least "
+        "1, got 0; learning_rate must be a positive number, got 'fast'; weights must be a dictionary of loss weights "
         "such as {'adversarial': 1}, at least one of them above 0, got {'adversarial': 0}"
     )
     assert not (tmp_path / "run").exists()

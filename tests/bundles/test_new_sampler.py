@@ -32,7 +32,7 @@ SAMPLER = '''
             item = {"case": pair.case, "slice": pair.indices[place]}
             for key, volume in (("image", pair.image), ("label", pair.label)):
                 item[key] = torch.as_tensor(volume[pair.rows[place]])[:, rows].clone()
-            return self.finished(item)
+            return self.finished(item, index)
 '''
 
 

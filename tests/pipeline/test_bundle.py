@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 
-from pipeline.bundle import RunFolder, by_size, check_knobs, default_weights, device, flag, spatial_size
+from pipeline.bundle import RunFolder, by_size, default_weights, device, flag, spatial_size
 
 
 @pytest.mark.parametrize(
@@ -52,15 +52,6 @@ def test_values_go_by_the_size_of_the_networks():
         by_size("large", small=16, paper=64)
 
 
-def test_all_bad_knobs_are_said_at_once():
-    with pytest.raises(
-        ValueError, match=r"max_epochs must .* got 0; .*learning_rate must .* got -1; weights must .* got 3"
-    ) as caught:
-        check_knobs(max_epochs=0, batch_size=4, seed=1.5, learning_rate=-1, weights=3)
-    assert "seed must be a whole number of at least 0, got 1.5" in str(caught.value)
-    assert "batch_size" not in str(caught.value)
-
-
 def parse(config):
     parser = ConfigParser(config)
     parser.parse()
@@ -89,34 +80,6 @@ def test_config_is_written_whole_and_runs_by_itself(tmp_path):
     assert written["noise"] == {"level": "@noise_level", "shared": 3}
     assert written["rate"] == "$10 ** -3"
     assert parse(written).get_parsed_content("noise::level") == 3
-    assert folder.parameters["rate"] == 10**-3
-    assert folder.parameters["noise"]["level"] == "@noise_level"
-
-
-def test_misspelt_knob_is_named(tmp_path):
-    parser = parse(folder_config(tmp_path, nosie_level=5))
-    with pytest.raises(RuntimeError) as caught:
-        parser.get_parsed_content("folder")
-    assert "unknown knob 'nosie_level': did you mean 'noise_level'?" in str(caught.value.__cause__)
-    assert not (tmp_path / "run").exists()
-
-
-def test_settings_that_a_part_looks_up_count_as_knobs():
-    config = {
-        "imports": ["$import pipeline", "$import pipeline.bundle"],
-        "spatial_dims": 2,
-        "used": "$@spatial_dims + 1",
-        "spatial_size": 32,
-        "plain": "$pipeline.bundle.check_names()",
-        "reading": "$pipeline.bundle.check_names(['spatial_size', 'backbone'])",
-    }
-    with pytest.raises(RuntimeError) as caught:
-        parse(config).get_parsed_content("plain")
-    assert "unknown knob 'spatial_size': did you mean 'spatial_dims'?" in str(caught.value.__cause__)
-    assert parse(config).get_parsed_content("reading") is None
-    with pytest.raises(RuntimeError) as caught:
-        parse({**config, "backbon": "unit"}).get_parsed_content("reading")
-    assert "unknown knob 'backbon': did you mean 'backbone'?" in str(caught.value.__cause__)
 
 
 def test_an_earlier_run_is_set_aside_whole(tmp_path):
@@ -189,12 +152,9 @@ def test_command_line_ends_with_the_cause(tmp_path):
     (tmp_path / "train.json").write_text(
         json.dumps(
             {
-                "imports": ["$import pipeline", "$import pipeline.bundle"],
+                "imports": ["$import pipeline", "$import pipeline.bundle", "$import pipeline.settings"],
                 "max_epochs": 1,
-                "initialize": [
-                    "$pipeline.bundle.explain_errors()",
-                    "$pipeline.bundle.check_knobs(max_epochs=@max_epochs)",
-                ],
+                "initialize": ["$pipeline.bundle.explain_errors()", "$pipeline.settings.check('training')"],
                 "run": "$print('not reached')",
             }
         )

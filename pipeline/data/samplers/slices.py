@@ -30,7 +30,7 @@ class SliceDataset(PairDataset):
         image, label = (_slice(slices, pair.rows[place]) for slices in (pair.image, pair.label))
         if self.slice_transform is not None:
             image, label = image.clone(), label.clone()  # a transform may write in place
-        return self.finished({"image": image, "label": label, "case": pair.case, "slice": pair.indices[place]})
+        return self.finished({"image": image, "label": label, "case": pair.case, "slice": pair.indices[place]}, index)
 
 
 def _slice(slices: torch.Tensor | StoredVolume, row: int) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
+from pipeline.io.dicom.quiet import quiet
 from pipeline.io.formats import READABLE, ImageError
 
 DICOMDIR = "1.2.840.10008.1.3.10"
@@ -35,6 +37,7 @@ _TAGS = [
     "Columns",
     "SpecificCharacterSet",
 ]
+_PERSONAL = ("PatientName", "PatientID", "PatientBirthDate", "AccessionNumber", "OtherPatientIDs")
 # Names of files that are slices, if they are anything: no suffix, or one of these, or digits as in the end of a UID.
 _SLICE_SUFFIX = re.compile(r"\.(dcm|dicom|dic|ima|\d+)", re.IGNORECASE)
 _OWN_NAMES = {"dicomdir", "readme", "license", "lockfile", "version", "thumbs.db", "changes", "makefile"}
@@ -79,6 +82,7 @@ def holds_dicom(path: str | os.PathLike[str]) -> bool:
     return any(_looks_like_dicom(file) for file in ([path] if path.is_file() else _files_below(path)))
 
 
+@quiet()
 def find_series(path: str | os.PathLike[str]) -> list[Series]:
     """List the DICOM series of a place.
 
@@ -284,6 +288,24 @@ def _files_of_dicomdir(path: Path) -> Iterator[Path]:
         raise ImageError(
             f"is a DICOMDIR of {len(names)} files, of which {len(missing)} are missing: {', '.join(missing[:3])}{more}"
         )
+
+
+@quiet()
+def name_for_files(place: Path, series: Series, several: bool) -> str:
+    """What files that are made of a series may be called: like its place, unless that tells who the patient is.
+
+    Args:
+        place: file or folder of the series.
+        series: that lies there.
+        several: whether other series lie there, too, so that its number belongs into the name.
+    """
+    number = "" if series.number is None else str(series.number)
+    name = place.stem if place.is_file() else place.resolve().name
+    header = pydicom.dcmread(series.files[0], stop_before_pixels=True, specific_tags=[*_PERSONAL], force=True)
+    personal = re.findall(r"\w{3,}", " ".join(_text(header, tag) for tag in _PERSONAL).lower().replace("_", " "))
+    if not name or any(word in name.lower() for word in personal):
+        return f"series{number}-{hashlib.sha256(series.uid.encode()).hexdigest()[:8]}"
+    return f"{name}_series{number}" if several else name
 
 
 def _any_case(folder: Path, parts: Sequence[str]) -> Path | None:

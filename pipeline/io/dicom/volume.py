@@ -17,6 +17,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
+from pipeline.io.dicom.quiet import quiet
 from pipeline.io.dicom.series import Series, shown_below
 from pipeline.io.formats import ImageError, Raw
 
@@ -84,6 +85,7 @@ class _Frame:
     parts: Mapping[str, str]
 
 
+@quiet()
 def read_raw(series: Series) -> Raw:
     """Read a series as one volume.
 

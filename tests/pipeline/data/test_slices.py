@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -212,16 +212,21 @@ def augmentation() -> Compose:
     return Compose([RandFlipd(KEYS, prob=0.5), RandScaleIntensityd("image", 0.5, prob=0.9)])
 
 
-def test_slice_transform_draws_by_the_seed(make_pair):
-    dataset = SliceDataset([make_pair("a")], preprocessing(), slice_transform=augmentation())
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_what_is_drawn_follows_from_the_seed_and_the_item(make_pair, num_workers):
+    """In whatever order items are asked for, and in how many processes."""
+    dataset = SliceDataset([make_pair("a"), make_pair("b")], preprocessing(), slice_transform=augmentation())
 
-    def epoch(seed: int) -> torch.Tensor:
-        assert dataset.set_random_state(seed) is dataset
-        return torch.stack([torch.as_tensor(dataset[index]["image"]) for index in range(len(dataset))])
+    def epoch(seed: int, order: Sequence[int], num_workers: int = 0) -> torch.Tensor:
+        dataset.seed_draws(seed)
+        loader = DataLoader(dataset, sampler=order, num_workers=num_workers, generator=torch.Generator())
+        found = {index: item["image"] for index, item in zip(order, loader, strict=True)}
+        return torch.cat([found[index] for index in sorted(found)])
 
-    first = epoch(1)
-    assert not torch.equal(first, epoch(2))
-    torch.testing.assert_close(epoch(1), first, rtol=0, atol=0)
+    first = epoch(1, range(6))
+    assert not torch.equal(first, epoch(2, range(6)))
+    assert torch.equal(epoch(1, [5, 0, 3, 1, 4, 2], num_workers), first)
+    assert torch.equal(epoch(1, [4, 2]), first[[2, 4]])
 
 
 def test_slice_transform_leaves_plain_tensors(make_pair):
@@ -260,7 +265,7 @@ def test_looking_at_the_clean_slices_changes_no_draw(make_pair):
     dataset = SliceDataset([make_pair("a")], preprocessing(), slice_transform=augmentation())
 
     def draw(look: bool) -> torch.Tensor:
-        dataset.set_random_state(1)
+        dataset.seed_draws(1)
         if look:
             assert len(list(dataset.clean)) == 3
         return torch.stack([item["image"] for item in dataset])
@@ -268,11 +273,6 @@ def test_looking_at_the_clean_slices_changes_no_draw(make_pair):
     drawn = draw(look=False)
     assert torch.equal(draw(look=True), drawn)
     assert not torch.equal(drawn, torch.stack([item["image"] for item in dataset.clean]))  # still augmented
-
-
-def test_seeding_without_a_random_transform_does_nothing(make_pair):
-    dataset = SliceDataset([make_pair("a")], preprocessing())
-    assert dataset.set_random_state(3) is dataset
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

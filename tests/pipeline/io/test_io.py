@@ -169,7 +169,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
         place.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    for broken, says in ((cut_short, "."), (other_voxels, "read back is not what was written"), (full, "No space")):
+    for broken, says in ((cut_short, "."), (other_voxels, "read back is not what was written"), (full, "disk is full")):
         monkeypatch.setitem(formats.WRITERS, ".nii.gz", broken)
         with pytest.raises(OSError, match=rf"b\.nii\.gz could not be written: .*{says}"):
             write_image(path, source, source)

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from pipeline.networks.blocks import ResidualBlock, check_counts, check_images, check_spatial_dims, crop
+from pipeline.networks.blocks import ResidualBlock, check_counts, check_images, check_spatial_dims, crop, instance_norm
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
@@ -43,3 +44,21 @@ def test_image_shapes_are_checked(shape):
 def test_small_images_are_refused_with_the_smallest_size_and_a_hint():
     with pytest.raises(ValueError, match=r"at least 4 along every spatial axis, got \(8, 3\); use .* or fewer levels"):
         check_images("Net", torch.zeros(1, 1, 8, 3), 2, 1, 4, "fewer levels")
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(2, 3, 9, 7), (1, 5, 4, 6)])
+def test_instance_norm_is_pytorch_s_but_for_rounding(size, layout):
+    torch.manual_seed(0)
+    x = (3 * torch.randn(size) + 5).contiguous(memory_format=layout).requires_grad_()
+    ours, theirs = instance_norm(x), F.instance_norm(x)
+    torch.testing.assert_close(ours, theirs)
+    assert ours.is_contiguous(memory_format=layout)
+    weight = torch.randn(size)
+    gradients = [torch.autograd.grad((y * weight).sum(), x)[0] for y in (ours, theirs)]
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
+
+
+def test_instance_norm_of_one_value_is_exactly_zero():
+    """PyTorch's own leaves rounding errors there, which further norms blow up to the full range."""
+    assert not instance_norm(torch.full((1, 2, 64, 64), 0.3)).any()
