@@ -10,6 +10,7 @@ from transforms.description import (
     orientation_axes,
 )
 from transforms.displacement import Deformation, deform, true_displacement
+from transforms.foreground import Background, find_background, foreground_mask, outline
 from transforms.intensity import (
     WINDOW_KEY,
     RestoreIntensity,
@@ -37,6 +38,7 @@ __all__ = [
     "NOISE_KINDS",
     "UNMEASURED_KEY",
     "WINDOW_KEY",
+    "Background",
     "Deformation",
     "DeformationNoise",
     "DescribeVolumed",
@@ -52,11 +54,14 @@ __all__ = [
     "deform",
     "describe_volume",
     "extract_slices",
+    "find_background",
     "find_slice_axis",
+    "foreground_mask",
     "foreground_shares",
     "measure_axes",
     "nonempty_slices",
     "orientation_axes",
+    "outline",
     "stack_slices",
     "true_displacement",
 ]
