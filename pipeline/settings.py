@@ -143,6 +143,7 @@ def _settings() -> list[Setting]:
         ),
         Setting("source_modality", "text", "none", "name of the source's modality", _ALL, none=True),
         Setting("target_modality", "text", "none", "name of the target's modality", _ALL, none=True),
+        Setting("registration_check", "flag", "true", "warn of pairs that do not line up", (TRAINING,), logged=False),
         Setting("start_from", "path", "none", "model to go on from with other data", none=True),
         Setting("resume", "flag", "false", "continue the run in output_dir", logged=False),
         Setting("resume_changed", "flag", "false", "continue it with other data, networks or weights", logged=False),

@@ -34,7 +34,7 @@ FLOORS = [
     {"pipeline.data", "pipeline.translators"},
     {"pipeline.models"},
     {"pipeline.engines", "pipeline.inference", "pipeline.tracking", "pipeline.reporting"},
-    {"pipeline.handlers"},
+    {"pipeline.handlers", "pipeline.preparation"},
     {"pipeline.settings", "pipeline.methods"},
     {"pipeline.bundle", "pipeline.workflow"},
     {"pipeline.evaluation", "pipeline.packaging", "pipeline.studies", "pipeline.compat"},

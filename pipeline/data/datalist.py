@@ -60,11 +60,13 @@ class Cases(dict[str, list[dict[str, str]]]):
         name: of the data set's folder, without what lies above it; empty where the lists come from nowhere.
         digest: SHA-256 over names and contents of all files (see `check_cases`); None if the files were not checked.
         modalities: names of the modalities, ``source`` and ``target``, as far as the datalist tells them.
+        registered: whether the datalist says that its pairs were registered, or were made on one grid.
     """
 
     name: str = ""
     digest: str | None = None
     modalities: Mapping[str, str] = MappingProxyType({})
+    registered: bool = False
 
     def modalities_or(self, source: str | None = None, target: str | None = None) -> dict[str, str | None]:
         """The names of the modalities: those given, or else the datalist's.
@@ -277,6 +279,7 @@ def _list_json(path: Path, root: Path, to_train: bool) -> tuple[Cases, list[str]
         keys = ", ".join(f'"{key}"' for key in content) or "nothing"
         return cases, [f'{path}: expected a list "training", found {keys}']
     cases.modalities = _modalities(content.get("modality"))
+    cases.registered = content.get("registered") is True
     faults = [
         f'{path}: "{key}" is none of the lists {", ".join(SPLITS)}; did you mean "{close[0]}"?'
         for key, value in content.items()

@@ -277,6 +277,7 @@ def _write(folder: Path, parameters: PhantomParameters) -> None:
         "name": "BrainPhantom",
         "description": "Digital brain phantom, T1- to T2-weighted MR, aligned pairs, made from the MNI152 tissue maps",
         "modality": {"image": "T1-weighted MR", "label": "T2-weighted MR"},
+        "registered": True,
         **lists,
     }
     (folder / DATALIST_NAME).write_text(json.dumps(datalist, indent=2) + "\n", encoding="utf-8")
