@@ -22,7 +22,7 @@ import mlflow
 import monai.bundle
 import monai.engines
 import torch
-from faults import causes, kills, slips
+from faults import causes, kills, slips, written
 from faults.kinds import CAUSES, KINDS, OPEN, Tried, known_silent, prepare, table, try_all
 
 import pipeline.bundle
@@ -52,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--slips", action="store_true", help="instead: a newcomer's ten slips, and what is said of them"
     )
+    parser.add_argument("--disks", action="store_true", help="instead: each command on a full disk and a read-only one")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the table into this page, docs/faults.md")
     parser.add_argument(
         "--moments", type=int, default=20, help="with --kills: at random moments (default: %(default)s)"
@@ -69,8 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     if options.kills:
         return report_kills(options)
-    if options.slips:
-        return report_slips(options)
+    if options.slips or options.disks:
+        return report_table("disks" if options.disks else "slips", options)
     chosen, known = [], known_silent()
     for kind in options.kind or KINDS:
         named = [cause for cause in CAUSES if cause.kind == kind and (options.only or "") in cause.name]
@@ -113,12 +114,15 @@ def write(page: Path | None, name: str, text: str) -> None:
         page.write_text(f"{before}<!-- {name} -->\n{text}\n{mark}{after}", encoding="utf-8")
 
 
-def report_slips(options: argparse.Namespace) -> int:
-    """Make a newcomer's slips; 0 where each is refused in a clear last line."""
-    with tempfile.TemporaryDirectory(prefix="slips-") as folder:
-        text, good = slips.table(prepare(Path(folder) / "shared"), Path(folder))
-    write(options.write, "slips", text)
-    return 0 if good == len(slips.SLIPS) else 1
+def report_table(name: str, options: argparse.Namespace) -> int:
+    """A newcomer's slips, or disks that are full; 0 where each is refused in a clear last line."""
+    make, all_of_them = (
+        (written.table, 2 * len(written.WRITERS)) if name == "disks" else (slips.table, len(slips.SLIPS))
+    )
+    with tempfile.TemporaryDirectory(prefix=f"{name}-") as folder:
+        text, good = make(prepare(Path(folder) / "shared"), Path(folder))
+    write(options.write, name, f"{text}\n\n{good} of {all_of_them} end as they should.")
+    return 0 if good == all_of_them else 1
 
 
 def report_kills(options: argparse.Namespace) -> int:

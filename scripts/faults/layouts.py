@@ -15,7 +15,7 @@ from faults.trial import AFFINE, Trial, correlation, head, save, silent
 
 KIND = "layouts"
 PAIRS = [{"image": f"imagesTr/{c}.nii.gz", "label": f"labelsTr/{c}.nii.gz"} for c in "abc"]
-CHANNELS = ("channel", "one image", "_0001")
+CHANNELS = ("channel", "one image")
 
 
 def trains(trial: Trial, data, *patterns: str, pairs: int | None = None) -> str:

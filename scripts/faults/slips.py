@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from faults.trial import Done, Trial, save
+from faults.written import shortened
 
 
 def level(trial: Trial) -> Done:
@@ -95,8 +96,6 @@ def table(shared: Trial, folder: Path) -> tuple[str, int]:
         place.mkdir()
         done = slip(Trial(place, shared.run, shared.data))
         good += done.code > 0 and not done.traceback
-        last = done.last
-        for where, short in ((str(place), "."), (str(shared.folder), "..")):
-            last = last.replace(where, short)
-        lines.append(f"| {name} | {last.replace('|', chr(92) + '|')} | {len(done.lines) - 1} |")
+        last = shortened(done.last, Trial(place, shared.run, shared.data))
+        lines.append(f"| {name} | {last} | {len(done.lines) - 1} |")
     return "\n".join(lines), good

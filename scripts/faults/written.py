@@ -131,6 +131,33 @@ for writer in WRITERS:
     cause(KIND, f"{writer} on a disk that is read-only")(unwritable(writer))
 
 
+def shortened(text: str, trial: Trial) -> str:
+    """A line for a table, without the folders of this machine."""
+    for where, short in ((str(trial.folder), "."), (str(trial.run.parent), "..")):
+        text = text.replace(where, short)
+    return text.replace("|", "/")
+
+
+def table(shared: Trial, folder: Path) -> tuple[str, int]:
+    """What each command says of a disk that is full or read-only, as Markdown, and how many do as they should."""
+    lines = ["| | full: the last line | read-only: the last line | broken files |", "| --- | --- | --- | ---: |"]
+    good = 0
+    for name, (write, free) in WRITERS.items():
+        said, cut = [], 0
+        for kind in ("full", "read-only"):
+            trial = Trial(folder / f"{name}-{kind}", shared.run, shared.data)
+            trial.folder.mkdir()
+            disk = trial.folder / "disk"
+            done = write(trial, disk, small_disk(disk, free) if kind == "full" else read_only(disk))
+            left = len(list(broken(trial.folder / "disk.after"))) if kind == "full" else 0
+            patterns = FULL if kind == "full" else READ_ONLY
+            good += done.code > 0 and not left and any(re.search(pattern, done.last, re.I) for pattern in patterns)
+            cut += left
+            said.append(shortened(done.last, trial))
+        lines.append(f"| {name} | {said[0]} | {said[1]} | {cut} |")
+    return "\n".join(lines), good
+
+
 @cause(KIND, "a training whose disk is full says which file and how to go on", reported=True)
 def _(trial: Trial) -> str:
     folder = trial.finished("disk")

@@ -155,7 +155,7 @@ RULES = (
     Rule(r"mlflow ui .*", "server", ("--workers", "1")),
     Rule(r"python scripts/try_faults\.py --list", "python", fast=True),
     Rule(r"python scripts/try_faults\.py --kills", "shell", ("--only", "default", "--moments", "1", "--inside", "1")),
-    Rule(r"python scripts/try_faults\.py --slips", "shell"),
+    Rule(r"python scripts/try_faults\.py --(slips|disks)", "shell"),
     Rule(r"python scripts/try_faults\.py", "shell", ("--sample",)),
     # make, and what is installed
     Rule(r"make (train|test|lint|format|benchmark|label|label-test|label-test-dicom)( STUDIES=data/studies)?", "make"),
