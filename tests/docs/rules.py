@@ -157,6 +157,7 @@ RULES = (
     Rule(r"python scripts/try_faults\.py --kills", "shell", ("--only", "default", "--moments", "1", "--inside", "1")),
     Rule(r"python scripts/try_faults\.py --(slips|disks)", "shell"),
     Rule(r"python scripts/try_faults\.py", "shell", ("--sample",)),
+    Rule(r"python -m pipeline\.settings", "shell"),
     # make, and what is installed
     Rule(r"make (train|test|lint|format|benchmark|label|label-test|label-test-dicom)( STUDIES=data/studies)?", "make"),
     Rule(r"make \.venv-label/\.ready", "make"),
