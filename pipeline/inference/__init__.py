@@ -6,7 +6,7 @@ from pipeline.inference.onnx import OnnxError, OnnxModel, OnnxNetwork
 from pipeline.inference.opening import build_network, open_model
 from pipeline.inference.slices import ForegroundSliceInferer
 from pipeline.inference.translation import Translation
-from pipeline.inference.volumes import find_volumes
+from pipeline.inference.volumes import ReadAhead, find_volumes
 
 __all__ = [
     "CompareWithTrainingd",
@@ -16,6 +16,7 @@ __all__ = [
     "OnnxError",
     "OnnxModel",
     "OnnxNetwork",
+    "ReadAhead",
     "Translation",
     "build_network",
     "differences_from_training",

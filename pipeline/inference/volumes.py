@@ -1,8 +1,13 @@
-"""Which files a translation is of."""
+"""Which files a translation is of, and reading them ahead."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+
+from monai.data import Dataset
 
 from pipeline.data.checks import DataError, check_images
 from pipeline.data.datalist import images_in
@@ -42,3 +47,34 @@ def _sources_in(folder: Path) -> list[Path]:
     if faults:
         raise DataError(faults)
     return list(by_name.values())
+
+
+class ReadAhead(Dataset):
+    """A data set whose next item is made in a thread while the last one is worked on; no more than one waits.
+
+    MONAI's ``ThreadDataLoader`` does so, too, but ends in silence where an item cannot be made.
+
+    Args:
+        data: see ``monai.data.Dataset``.
+        transform: likewise; draws nothing.
+    """
+
+    def __init__(self, data: Sequence[Any], transform: Callable[[Any], Any]) -> None:
+        super().__init__(data, transform)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="reading")
+        self._next: tuple[int, Future[Any]] | None = None
+
+    def _transform(self, index: int) -> Any:
+        if self._next is None or self._next[0] != index:
+            self._begin(index)
+        _, item = self._next  # type: ignore[misc]
+        try:
+            result = item.result()
+        finally:
+            self._next = None
+        if index + 1 < len(self):
+            self._begin(index + 1)
+        return result
+
+    def _begin(self, index: int) -> None:
+        self._next = index, self._thread.submit(super()._transform, index)
