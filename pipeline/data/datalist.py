@@ -315,7 +315,7 @@ def images_in(folder: Path) -> tuple[dict[str, Path], list[str]]:
     paths = sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
     images = [path for path in paths if path.name.lower().endswith(READABLE)]
     if len(images) < len(paths):
-        others = [path.name for path in paths if path not in images]
+        others = [path.name for path in paths if not path.name.lower().endswith(READABLE)]
         logger.warning("%s: %d files are no images and are left aside: %s", folder, len(others), ", ".join(others[:5]))
     by_name: dict[str, Path] = {}
     faults = []
@@ -334,7 +334,8 @@ def _pair(image_dir: Path, label_dir: Path) -> tuple[list[tuple[str, Path, Path]
     matched = {name: name if name in labels else name.removesuffix(CHANNEL_SUFFIX) for name in images}
     pairs = [(name, images[image], labels[name]) for image, name in matched.items() if name in labels]
     lonely_images = [images[image].name for image, name in matched.items() if name not in labels]
-    lonely_labels = [labels[name].name for name in labels if name not in set(matched.values())]
+    wanted = set(matched.values())
+    lonely_labels = [labels[name].name for name in labels if name not in wanted]
     faults = image_faults + label_faults
     if len(images) != len(labels):
         faults.append(f"{image_dir} holds {len(images)} images and {label_dir} {len(labels)}, expected as many")
