@@ -423,7 +423,8 @@ def _pair(
     matched = {name: name if name in labels else name.removesuffix(CHANNEL_SUFFIX) for name in images}
     pairs = [(name, images[image], labels[name]) for image, name in matched.items() if name in labels]
     lonely_images = [images[image].name for image, name in matched.items() if name not in labels]
-    lonely_labels = [labels[name].name for name in labels if name not in set(matched.values())]
+    wanted = set(matched.values())
+    lonely_labels = [labels[name].name for name in labels if name not in wanted]
     if to_translate and lonely_images:
         logger.warning(
             "%s: %d images have no label in %s, so they can be translated and not evaluated: %s",
