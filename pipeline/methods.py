@@ -16,7 +16,7 @@ MODES = {
 # What the paper calls by a name of its own.
 NAMES = {"cyclegan-nc+r": "reggan", "cyclegan-c": "cyclegan"}
 DEFAULT_BACKBONE = "cyclegan"
-# Overlays that change how a mode +R finds its fields; by what they add to the method's name.
+# Overlays that change how a mode +R finds its fields, by what they add to the name of the method.
 REGISTRATIONS = {"affine": "affine.json", "true": "true_field.json"}
 
 
