@@ -41,8 +41,9 @@ def read_image(path: str | os.PathLike[str]) -> MetaTensor:
         Exception: what the format's library raises of a file that is missing or damaged.
     """
     path = Path(path)
+    read = READERS[suffix_of(path, READABLE)]
     check_regular(path)
-    raw = READERS[suffix_of(path, READABLE)](path)
+    raw = read(path)
     shape = raw.voxels.shape
     if raw.voxels.dtype.names:
         raise ImageError(f"holds colours ({', '.join(raw.voxels.dtype.names)}), expected an image of one channel")
