@@ -13,6 +13,9 @@ PORT ?= 8000
 HOST = 127.0.0.1
 TOKEN_FILE =
 AUTH = on
+# Processes that test side by side; the tests of one file stay together, since they share what they have trained.
+TEST_JOBS ?= 2
+TEST := -m pytest -n $(TEST_JOBS) --dist loadfile
 
 .PHONY: help train test test-slow lint format benchmark label label-test label-test-dicom clean
 
@@ -33,10 +36,10 @@ train: $(VENV)/.ready
 	$(BIN)/python -m monai.bundle run training --config_file $(CONFIGS)/train.json
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python $(TEST) -m "not slow"
 
 test-slow: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python $(TEST) -m slow
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
@@ -55,7 +58,7 @@ label: $(LABEL_VENV)/.ready
 		--host "$(HOST)" --port $(PORT) --token-file "$(TOKEN_FILE)" --auth $(AUTH)
 
 label-test: $(LABEL_VENV)/.ready
-	$(LABEL_BIN)/python -m pytest -rs tests/label_app
+	$(LABEL_BIN)/python $(TEST) -rs tests/label_app
 
 label-test-dicom: $(LABEL_VENV)/.ready
 	$(LABEL_BIN)/python -m pytest -rs tests/label_app/test_orthanc.py
@@ -79,7 +82,7 @@ $(LABEL_BIN)/python:
 	$(PYTHON) -m venv $(LABEL_VENV)
 
 $(LABEL_VENV)/.ready: pyproject.toml constraints-label.txt | $(LABEL_BIN)/python
-	$(LABEL_BIN)/python -m pip install --quiet --constraint constraints-label.txt --editable '.[label]' pytest
+	$(LABEL_BIN)/python -m pip install --quiet --constraint constraints-label.txt --editable '.[label]' pytest pytest-xdist
 	@touch $@
 
 clean:

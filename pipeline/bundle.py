@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import shutil
 import sys
 import time
@@ -15,12 +16,15 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 
-from pipeline.errors import first_cause
-from pipeline.files import ProcessLock, replacing
+from pipeline.ending import ENDING, LOG_FILE
+from pipeline.files import ProcessLock, not_written, remove_leftovers, replacing
 from pipeline.models import LAST
+from pipeline.provenance import redact
 from pipeline.settings import FLAGS, calling_parser, values
+from pipeline.tracking.rules import without_credentials
 
 CONFIG_FILE = "config.json"
+LOGGING_FILE = "logging.conf"
 # What a run writes into its folder; an earlier run's files of these names are set aside before a new one starts.
 RUN_OUTPUTS = (
     "checkpoints",
@@ -29,6 +33,8 @@ RUN_OUTPUTS = (
     "pictures",
     "evaluation",
     "mlflow_run.json",
+    LOG_FILE,
+    LOGGING_FILE,
 )
 WEIGHTS = ("checkpoints", "model.pt")
 # Settings that name files a run reads.
@@ -151,21 +157,25 @@ def named(part: Any) -> Any:
 
 
 def explain_errors() -> None:
-    """Close an error report on the command line with its first cause.
+    """End the command line with one clear line, whatever a part raises; the traceback goes to a file.
 
     MONAI wraps whatever a config's part raises in "Failed to instantiate", so that the last line says nothing of use.
+    The file lies in the folder that the config writes into, where that is there. Does nothing where a config is run
+    from Python.
     """
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is None or spec.name != "monai.bundle.__main__" or sys.excepthook is not sys.__excepthook__:
         return
+    parser = calling_parser()
 
-    def report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        sys.__excepthook__(kind, error, trace)
-        cause = first_cause(error)
-        if cause is not error:
-            print(f"\nerror: {cause}", file=sys.stderr)
+    def folder() -> Path | None:
+        known = {} if parser is None else {**parser.config, **parser.ref_resolver.resolved_content}
+        found = [known.get(name) for name in ("evaluation_dir", "output_dir")]
+        paths = [str(value) for value in found if value is not None and not str(value).startswith(("$", "@", "%"))]
+        return Path(paths[0]).expanduser() if paths else None
 
-    sys.excepthook = report
+    ENDING.folder = folder
+    ENDING.take_over()
 
 
 class RunFolder:
@@ -203,6 +213,14 @@ class RunFolder:
         if self.output_dir.is_dir() and idist.get_rank() == 0:
             self._take_folder()
         self._config_written = False
+        ENDING.go_on = self.how_to_go_on
+
+    def how_to_go_on(self) -> str:
+        """Words that say how to go on with this run, after it was stopped."""
+        if not (self.output_dir / "checkpoints" / LAST).is_file():
+            return f"no epoch was completed in {self.output_dir}: the same command starts again"
+        config = shlex.quote(str(self.output_dir / CONFIG_FILE))
+        return f"it goes on with: python -m monai.bundle run training --config_file {config} --resume true"
 
     def attach(self, engine: Engine) -> None:
         """Register on a trainer."""
@@ -218,6 +236,7 @@ class RunFolder:
             RuntimeError: if another process is running in the folder.
         """
         self._take_folder()
+        remove_leftovers(self.output_dir, alone=True)
         if not self.resume:
             self._set_aside(RUN_OUTPUTS)
             self._write_config()
@@ -227,9 +246,13 @@ class RunFolder:
     def _take_folder(self) -> None:
         if self.output_dir in _TAKEN:
             return
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         lock = ProcessLock(self.output_dir / ".lock")
-        if not lock.acquire():
+        try:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            free = lock.acquire()
+        except OSError as error:
+            raise not_written(self.output_dir / ".lock", error) or error from error
+        if not free:
             raise RuntimeError(f"output_dir {self.output_dir} is in use by another running process; choose another")
         _TAKEN[self.output_dir] = lock
 
@@ -259,8 +282,27 @@ class RunFolder:
     def _write_config(self) -> None:
         if not self._config_written:
             with replacing(self.output_dir / CONFIG_FILE) as path:
-                path.write_text(json.dumps(_with_absolute_paths(self._config()), indent=4, default=str) + "\n")
+                config = _without_secrets(_with_absolute_paths(self._config()))
+                path.write_text(json.dumps(config, indent=4, default=str) + "\n")
+            how_to_log = bundle_dir() / "configs" / LOGGING_FILE  # MONAI looks for it beside the config
+            if how_to_log.is_file():
+                with replacing(self.output_dir / LOGGING_FILE) as path:
+                    path.write_bytes(how_to_log.read_bytes())
             self._config_written = True
+
+
+def _without_secrets(value: Any) -> Any:
+    """A part of a config without user names, passwords and tokens; an address of a store stays one."""
+    if isinstance(value, Mapping):
+        return {
+            name: without_credentials(entry)
+            if name == "tracking_uri" and isinstance(entry, str)
+            else _without_secrets(entry)
+            for name, entry in value.items()
+        }
+    if isinstance(value, list):
+        return [_without_secrets(entry) for entry in value]
+    return redact(value) if isinstance(value, str) else value
 
 
 def _with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import pickle
+import re
+import shutil
 import struct
+import tempfile
 import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 
@@ -23,25 +27,198 @@ if os.name == "nt":
 else:
     import fcntl
 
+logger = logging.getLogger(__name__)
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What a disk says that takes no more."""
+NO_ENTRY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+"""What a disk says where nothing may be written."""
+LITTLE = 1 << 14
+"""Bytes; a disk with less than these is full, whatever a library makes of it."""
+_LEFTOVER = re.compile(r"\..+\.(\d+)\.(\w+\.)?part")
+_STARTED = time.time()
+_ABANDONED = 24 * 3600.0  # seconds; longer than anything takes to be written
+
+
+class NotWrittenError(OSError):
+    """A file that could not be written; the message says which, why, and what helps. What was there is as it was.
+
+    Args:
+        path: the file.
+        number: of the error, as in ``errno``.
+    """
+
+    def __init__(self, path: str | Path, number: int) -> None:
+        super().__init__(number, os.strerror(number), str(path))
+        self.path = Path(path)
+
+    def __str__(self) -> str:
+        folder = self.path.parent
+        if self.errno == errno.EFBIG:
+            why = "files may not become that large here (see `ulimit -f`)"
+        elif self.errno in NO_ROOM:
+            quota = "the quota is used up" if self.errno == errno.EDQUOT else "the disk is full"
+            why = f"{quota}: make room in {folder}, or choose another folder"
+        elif self.errno == errno.EROFS:
+            why = f"{folder} is on a file system that can only be read: choose another folder"
+        else:
+            why = f"writing in {folder} is not permitted: choose another folder, or ask for permission"
+        return f"{self.path} could not be written: {why}"
+
+
+def not_written(path: str | Path, error: BaseException) -> NotWrittenError | None:
+    """What the disk under a file has to do with an error that came up while it was written; None if it has nothing.
+
+    Libraries make errors of their own of a full disk. So this looks at what an error was caused by, and at the disk.
+
+    Args:
+        path: the file, or what is written beside its place.
+        error: the error.
+    """
+    path = Path(path)
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, NotWrittenError):
+            return seen
+        if isinstance(seen, OSError) and seen.errno in NO_ROOM | NO_ENTRY:
+            told = None if seen.filename is None else Path(os.fsdecode(seen.filename))
+            if told is None or told == path.parent or path.parent in told.parents or told in path.parents:
+                return NotWrittenError(path, seen.errno)
+        seen = seen.__cause__ or seen.__context__
+    if not isinstance(error, Exception) or _free(path.parent) >= LITTLE:
+        return None
+    return NotWrittenError(path, errno.ENOSPC)
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Write a file beside its place and rename it at the end, so that readers never meet half of it.
+
+    It is on the disk before it has its name: what a crash of the machine leaves under that name is whole, too.
 
     Args:
         path: where the file shall be; its folder is made.
 
     Yields:
         The path to write to. If the body raises, nothing is left of it and ``path`` is as it was.
+
+    Raises:
+        NotWrittenError: the disk is full, or nothing may be written there.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with _told_of_the_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield beside
+            put_in_place(beside, path)
+        finally:
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_beside(path: str | Path) -> Iterator[Path]:
+    """A folder beside a file's place, for writers that go by a file's name or write several; gone at the end.
+
+    Args:
+        path: where the file shall be, see `put_in_place`; its folder is made.
+
+    Yields:
+        The folder.
+
+    Raises:
+        NotWrittenError: the disk is full, or nothing may be written there.
+    """
+    path = Path(path)
+    with _told_of_the_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        prefix = f".{path.name}.{os.getpid()}."
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix, suffix=".part") as folder:
+            yield Path(folder)
+
+
+def put_in_place(beside: Path, path: Path) -> None:
+    """Give what was written beside a place its name, once the disk has it.
+
+    Args:
+        beside: a file, or a folder of files, on the same file system.
+        path: its name; a file there is replaced.
+    """
+    for written in (beside, *beside.iterdir()) if beside.is_dir() else (beside,):
+        _sync(written)
+    os.replace(beside, path)
+    _sync(path.parent)
+
+
+def remove_leftovers(folder: str | Path, alone: bool = False) -> None:
+    """Remove what processes left in a folder that were killed while they wrote.
+
+    Args:
+        folder: whether it is there or not.
+        alone: no other machine writes there; or else nothing is removed that was written to within a day.
+    """
+    for path in Path(folder).glob(".*part"):
+        found = _LEFTOVER.fullmatch(path.name)
+        with suppress(OSError):
+            recent = not alone and time.time() - path.stat().st_mtime < _ABANDONED
+            if found is None or recent or _writes_still(int(found[1]), path):
+                continue
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            logger.info("removed %s, which a process left that was killed while it wrote", path)
+
+
+def save_tensors(content: Any, path: str | Path) -> None:
+    """Write what `load_tensors` reads, whole or not at all (see `replacing`)."""
+    with replacing(path) as beside, beside.open("wb") as file:
+        torch.save(content, file)
+
+
+@contextmanager
+def _told_of_the_disk(path: Path) -> Iterator[None]:
     try:
-        yield beside
-        os.replace(beside, path)
+        yield
+    except Exception as error:
+        told = not_written(path, error)
+        if told is None or told is error:
+            raise
+        raise told from error
+
+
+def _sync(path: Path) -> None:
+    """Have the disk take what was written to a file, or which files a folder has."""
+    is_folder = path.is_dir()
+    if is_folder and os.name == "nt":  # has no such thing
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        with suppress(OSError) if is_folder else nullcontext():  # some network file systems know it of files alone
+            os.fsync(descriptor)
     finally:
-        beside.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _writes_still(process: int, path: Path) -> bool:
+    """Whether the process of that id may be the one that writes there."""
+    if process == os.getpid():  # in a container, the one before often had the same
+        return path.stat().st_mtime >= _STARTED
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _free(folder: Path) -> int:
+    """Bytes that a disk still takes."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return LITTLE
 
 
 class UnreadableFileError(ValueError):

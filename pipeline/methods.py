@@ -1,4 +1,4 @@
-"""The methods that the paper compares, as chains of configs: four backbones in four modes, and Pix2Pix."""
+"""The methods by name, as chains of configs: those that the paper compares, and what was added to them here."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ MODES = {
 # What the paper calls by a name of its own.
 NAMES = {"cyclegan-nc+r": "reggan", "cyclegan-c": "cyclegan"}
 DEFAULT_BACKBONE = "cyclegan"
+# Overlays that change how a mode +R finds its fields; by what they add to the method's name.
+REGISTRATIONS = {"affine": "affine.json", "true": "true_field.json"}
 
 
 @dataclass(frozen=True)
@@ -38,23 +40,25 @@ class Method:
         return ("train.json", *self.overlays)
 
 
-def method_name(backbone: str, weights: Mapping[str, float]) -> str:
+def method_name(backbone: str, weights: Mapping[str, float], registration: str | None = None) -> str:
     """Name of what a backbone trained with these loss weights is.
 
     Args:
         backbone: the config's name of the backbone.
         weights: weight of each loss term.
+        registration: among ``REGISTRATIONS``, where fields are not found by the registration network alone; of no
+            meaning where the weights need no registration.
 
     Returns:
-        For instance "reggan", "cyclegan", "pix2pix", "munit-c+r". Weights that make none of the paper's modes are
-        named like the nearest one.
+        For instance "reggan", "cyclegan", "pix2pix", "munit-c+r", "reggan-affine". Weights that make none of the
+        paper's modes are named like the nearest one.
     """
     terms = {term for term, weight in weights.items() if weight}
     if "pixel" in terms:
         return "pix2pix" if backbone == DEFAULT_BACKBONE else f"{backbone}-pix2pix"
     mode = ("c" if "cycle" in terms else "nc") + ("+r" if terms & {"correction", "smoothness"} else "")
-    name = f"{backbone}-{mode}"
-    return NAMES.get(name, name)
+    name = NAMES.get(f"{backbone}-{mode}", f"{backbone}-{mode}")
+    return f"{name}-{registration}" if registration and mode.endswith("+r") else name
 
 
 def _backbone_overlays(backbone: str) -> tuple[str, ...]:
@@ -67,8 +71,10 @@ def _methods() -> dict[str, Method]:
         for mode, overlays in MODES.items():
             name = NAMES.get(f"{backbone}-{mode}", f"{backbone}-{mode}")
             methods.append(Method(name, backbone, (*_backbone_overlays(backbone), *overlays)))
+    for registration, overlay in REGISTRATIONS.items():
+        methods.append(Method(f"reggan-{registration}", DEFAULT_BACKBONE, (overlay,)))
     return {method.name: method for method in methods}
 
 
 METHODS = _methods()
-"""All 17 by name, in the order of the paper's table."""
+"""The paper's 17 by name, in the order of its table, then ours."""

@@ -52,6 +52,17 @@ def git_state(source: Path) -> tuple[str, bool] | None:
         return None
 
 
+def source_name() -> str:
+    """What this process runs, to read: the configs of a bundle, or the script."""
+    words = sys.orig_argv
+    at = next((n for n, word in enumerate(words) if word.startswith("--config_file")), None)
+    if at is not None:
+        text = words[at].partition("=")[2] or (words[at + 1] if at + 1 < len(words) else "")
+        names = [Path(part.strip("[]'\" ")).name for part in text.split(",")]
+        return " + ".join(name for name in names if name)
+    return Path(sys.argv[0]).name or "python"
+
+
 def flatten(settings: Mapping[str, Any]) -> dict[str, str]:
     """Flattens nested settings to strings.
 
@@ -65,9 +76,18 @@ def flatten(settings: Mapping[str, Any]) -> dict[str, str]:
     return {key: redact(_text(value)) for name in settings for key, value in _leaves(str(name), settings[name])}
 
 
+_USER_INFO = re.compile(r"(\w://)(?!/)[^\s'\"]*@")
+_SECRETS = re.compile(
+    r"([?&;]\w*(?:token|passw|pwd|secret|api_?key|access_?key|sig|auth|credential)\w*=)[^&;\s'\"]+", re.IGNORECASE
+)
+
+
 def redact(text: str) -> str:
-    """Takes user names and passwords out of the addresses in a text."""
-    return re.sub(r"(\w://)[^/@\s]+@", r"\1***@", text)
+    """Takes user names, passwords and tokens out of the addresses in a text.
+
+    Whatever stands between ``://`` and the last ``@`` of an address goes, so that no password is taken for its end.
+    """
+    return _SECRETS.sub(r"\1***", _USER_INFO.sub(r"\1***@", text))
 
 
 def _version(package: str) -> str:

@@ -125,19 +125,28 @@ def _settings() -> list[Setting]:
         Setting("dataset_dir", "path", "the phantom", "folder of the data", both, none=True),
         Setting("datalist", "path", "none", "JSON file that lists the data, in place of folders", both, none=True),
         Setting("image", "path", "dataset_dir", "volume to translate, or a folder of volumes", (INFERENCE,)),
+        Setting(
+            "series", "text", "none", "which DICOM series of image: UID, pattern, modality", (INFERENCE,), none=True
+        ),
+        Setting("derived_series", "flag", "true", "write a derived DICOM series, where image is one", (INFERENCE,)),
+        Setting("deidentify", "flag", "false", "that series by DICOM's basic profile", (INFERENCE,)),
+        Setting("pseudonym_key", "path", "none", "file that keeps its pseudonyms", (INFERENCE,), none=True),
         Setting("checkpoint", "path", "the run's", "model file", use, none=True),
         Setting(
             "split", "text", "test", "cases that are scored", (EVALUATION,), choices=("training", "validation", "test")
         ),
         Setting("output_dir", "path", "outputs/RUN_NAME", "everything that is written goes there", _ALL, logged=False),
         Setting("output_ext", "text", ".nii.gz", "format of translated volumes", (INFERENCE,)),
+        Setting("compression", "whole", "2", "of .nii.gz: 0 is fastest, 3 smallest", (INFERENCE,), 0, 3),
         Setting(
             "store", "path", "outputs/store", "preprocessed volumes; none keeps them in memory", logged=False, none=True
         ),
         Setting("source_modality", "text", "none", "name of the source's modality", _ALL, none=True),
         Setting("target_modality", "text", "none", "name of the target's modality", _ALL, none=True),
+        Setting("registration_check", "flag", "true", "warn of pairs that do not line up", (TRAINING,), logged=False),
         Setting("start_from", "path", "none", "model to go on from with other data", none=True),
         Setting("resume", "flag", "false", "continue the run in output_dir", logged=False),
+        Setting("resume_changed", "flag", "false", "continue it with other data, networks or weights", logged=False),
         Setting("seed", "whole", "0", "all that is drawn at random follows from it", both, 0, _LARGEST_SEED),
         Setting("device", "text", "auto", "auto, cpu, cuda:0, ...", _ALL),
         Setting("num_workers", "whole", "0", "processes that load data", both, 0, logged=False),
@@ -151,6 +160,7 @@ def _settings() -> list[Setting]:
         Setting("decay_epochs", "whole", "3/4 of max_epochs", "over the last so many the rate falls linearly", least=0),
         Setting("val_interval", "whole", "1", "epochs between two validations", least=1),
         Setting("picture_interval", "whole", "5", "epochs between two pictures", least=1, logged=False),
+        Setting("loss_interval", "whole", "20", "iterations between two means for MLflow", least=1, logged=False),
         Setting("weights", "mapping", "the paper's", "weights of the loss terms"),
         Setting(
             "network_size", "text", "small", "networks", (TRAINING, INFERENCE), choices=("small", "paper"), none=True
@@ -407,9 +417,8 @@ def _unknown(parser: ConfigParser, typed: Mapping[str, str | None], chain: str, 
         for name in entries - used - set(typed)
         if not isinstance(parser.config[name], dict | list) and str(parser.config[name])[:1] not in ("$", "@")
     }
-    # An evaluation may stand behind the chain of a training.
-    ours = {name for name, setting in SETTINGS.items() if chain in setting.of or chain == EVALUATION}
-    unknown = sorted(plain - ours)
+    # A chain of evaluation or inference may have the overlays of a training.
+    unknown = sorted(plain - set(SETTINGS))
     faults += [f"unknown knob {name!r}{_hint(name, known)}" for name in unknown]
     return faults
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -143,3 +145,143 @@ def assert_same() -> Callable[[Any, Any], None]:
             assert torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
 
     return compare
+
+
+PERSON = {
+    "PatientName": "Musterfrau^Erika",
+    "PatientID": "PID-4711-0815",
+    "PatientBirthDate": "19640812",
+    "AccessionNumber": "ACC-998877",
+    "ReferringPhysicianName": "Sommer^Anton",
+    "InstitutionName": "Klinikum Musterstadt",
+    "StationName": "SCANNER-77",
+    "DeviceSerialNumber": "SN-123-456",
+    "OperatorsName": "Winter^Berta",
+    "PatientComments": "phone 555-0199",
+}
+"""Nobody: what must not be found where it does not belong."""
+
+
+def write_dicom(
+    folder: Path,
+    stored: Any,
+    *,
+    spacing: Sequence[float] = (1.5, 1.2, 3.0),
+    origin: Sequence[float] = (-20.0, -15.0, 30.0),
+    directions: Sequence[float] = (1, 0, 0, 0, 1, 0),
+    modality: str = "MR",
+    suffix: str = ".dcm",
+    series: str | None = None,
+    study: str | None = None,
+    description: str = "T1W tra",
+    change: Callable[[int, Any], Any] | None = None,
+    **attributes: Any,
+) -> list[Path]:
+    """Write a series of made-up slices, as a scanner would.
+
+    Args:
+        folder: is made.
+        stored: (columns, rows, slices) of whole numbers, signed ones for signed values.
+        spacing: between columns, rows and slices in mm.
+        origin: of the first voxel, in DICOM's axes (L, P, S).
+        directions: along a row and along a column.
+        modality: ``MR`` or ``CT``; of CT, intercept -1024.
+        suffix: of the files' names.
+        series: UID; new if None.
+        study: likewise.
+        description: of the series.
+        change: is given each slice's number and data set before it is written; what it returns False for is not.
+        attributes: others, of all slices.
+
+    Returns:
+        The files, from the first slice to the last.
+    """
+    import pydicom  # slow to import: most tests read no DICOM
+    from pydicom.dataset import Dataset, FileMetaDataset
+
+    array = np.asarray(stored)
+    signed = np.issubdtype(array.dtype, np.signedinteger)
+    ct = modality == "CT"
+    kind = pydicom.uid.CTImageStorage if ct else pydicom.uid.MRImageStorage
+    new = pydicom.uid.generate_uid
+    series, study, frame = series or new(), study or new(), new()
+    along = np.array(directions, dtype=float).reshape(2, 3)
+    normal = np.cross(*along)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for index in range(array.shape[2]):
+        data = Dataset()
+        data.SpecificCharacterSet = "ISO_IR 192"
+        data.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL" if ct else "M"]
+        data.SOPClassUID, data.SOPInstanceUID = kind, new()
+        for name, value in {**PERSON, "PatientSex": "F", "PatientAge": "055Y", "PatientWeight": "61"}.items():
+            setattr(data, name, value)
+        data.StudyDate, data.StudyTime, data.StudyID = "20240229", "101500", "7"
+        data.SeriesDate, data.SeriesTime, data.ContentDate, data.ContentTime = (
+            "20240229",
+            "102000",
+            "20240229",
+            "102100",
+        )
+        data.AcquisitionDate, data.AcquisitionTime = "20240229", "102030"
+        data.Modality, data.Manufacturer, data.SeriesDescription = modality, "Makers", description
+        data.StudyDescription, data.BodyPartExamined, data.PatientPosition = "Head", "HEAD", "HFS"
+        data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = study, series, frame
+        data.PositionReferenceIndicator = ""
+        data.SeriesNumber, data.AcquisitionNumber, data.InstanceNumber = 3, 1, index + 1
+        if ct:
+            data.KVP, data.RescaleSlope, data.RescaleIntercept, data.RescaleType = "120", "1", "-1024", "HU"
+        else:
+            data.ScanningSequence, data.SequenceVariant, data.ScanOptions = "SE", "NONE", ""
+            data.MRAcquisitionType, data.RepetitionTime, data.EchoTime = "2D", "500", "12"
+            data.EchoTrainLength = "1"
+        data.ImagePositionPatient = [f"{v:.9g}"[:16] for v in np.array(origin) + normal * spacing[2] * index]
+        data.ImageOrientationPatient = [f"{v:.9g}"[:16] for v in along.ravel()]
+        data.PixelSpacing, data.SliceThickness = [f"{spacing[1]:.9g}", f"{spacing[0]:.9g}"], f"{spacing[2]:.9g}"
+        data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+        data.PixelRepresentation, data.BitsAllocated = int(signed), 8 * array.itemsize
+        data.BitsStored, data.HighBit = 8 * array.itemsize, 8 * array.itemsize - 1
+        data.Rows, data.Columns = array.shape[1], array.shape[0]
+        data.PixelData = np.ascontiguousarray(array[:, :, index].T).tobytes()
+        data["PixelData"].VR = "OW" if array.itemsize > 1 else "OB"
+        for name, value in attributes.items():
+            setattr(data, name, value)
+        data.file_meta = FileMetaDataset()
+        data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        if change is not None and change(index, data) is False:
+            continue
+        data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
+        data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
+        paths.append(folder / f"IM{index:04d}{suffix}")
+        save_dicom(paths[-1], data)
+    return paths
+
+
+def save_dicom(path: Path, data: Any) -> None:
+    """Write one data set, with either version of pydicom."""
+    import pydicom
+
+    if int(pydicom.__version__.split(".")[0]) >= 3:
+        data.save_as(path, enforce_file_format=True)
+    else:
+        syntax = data.file_meta.TransferSyntaxUID
+        data.is_little_endian, data.is_implicit_VR = syntax.is_little_endian, syntax.is_implicit_VR
+        data.save_as(path, write_like_original=False)
+
+
+@pytest.fixture(scope="session")
+def make_dicom() -> Callable[..., list[Path]]:
+    """Writes series of slices, see `write_dicom`."""
+    return write_dicom
+
+
+@pytest.fixture(scope="session")
+def write_slice() -> Callable[[Path, Any], None]:
+    """Writes one data set, see `save_dicom`."""
+    return save_dicom
+
+
+@pytest.fixture(scope="session")
+def person() -> dict[str, str]:
+    """The made-up person of `make_dicom`'s series."""
+    return dict(PERSON)

@@ -21,21 +21,20 @@ else:
 ROOT = Path(__file__).resolve().parent.parent
 # Each room may import those on the floors below it in this list, and itself.
 FLOORS = [
-    {"transforms"},
+    {"transforms", "pipeline.files", "pipeline.provenance"},
+    {"pipeline.errors"},
     {
         "pipeline.networks",
+        "pipeline.ending",
         "pipeline.losses",
         "pipeline.metrics",
-        "pipeline.files",
-        "pipeline.errors",
         "pipeline.jobs",
         "pipeline.io",
-        "pipeline.provenance",
     },
     {"pipeline.data", "pipeline.translators"},
     {"pipeline.models"},
     {"pipeline.engines", "pipeline.inference", "pipeline.tracking", "pipeline.reporting"},
-    {"pipeline.handlers"},
+    {"pipeline.handlers", "pipeline.preparation"},
     {"pipeline.settings", "pipeline.methods"},
     {"pipeline.bundle", "pipeline.workflow"},
     {"pipeline.evaluation", "pipeline.packaging", "pipeline.studies", "pipeline.compat"},

@@ -64,7 +64,7 @@ def _check_window(window: Sequence[float]) -> tuple[float, float]:
 def _restore(image: torch.Tensor, window: tuple[float, float]) -> torch.Tensor:
     """Map [-1, 1] linearly onto ``window`` as float32; values outside [-1, 1] are clipped first."""
     low, high = window
-    return image.to(torch.float32).clamp(-1.0, 1.0).add(1.0).mul((high - low) / 2.0).add(low)
+    return image.to(torch.float32).clamp(-1.0, 1.0).add_(1.0).mul_((high - low) / 2.0).add_(low)
 
 
 def _name_of(image: torch.Tensor) -> str:
@@ -135,14 +135,14 @@ class _ScaleIntensity(InvertibleTransform):
         """
         image = convert_to_tensor(img, dtype=torch.float32, track_meta=get_track_meta())
         values = image.as_tensor() if isinstance(image, MetaTensor) else image
-        if not torch.isfinite(values).all():
+        if not all(map(math.isfinite, torch.stack(torch.aminmax(values)).tolist())):  # they pass NaN on
             raise ValueError(f"{_name_of(image)} contains NaN or infinite values and cannot be scaled")
         numbers = values.detach().cpu().numpy()
         mask, background = _look(image, numbers)
         found = self.foreground == FOUND
         low, high = self.find_window(image, mask if found else None, background)
         # Clipping first makes the lower end exactly -1, whatever lies below it (the undershoot of a cubic spline, say).
-        scaled = values.clamp(low, high).sub(low).mul(2.0 / (high - low)).sub(1.0).clamp(-1.0, 1.0)
+        scaled = values.clamp(low, high).sub_(low).mul_(2.0 / (high - low)).sub_(1.0).clamp_(-1.0, 1.0)
         if found:
             # The mask is in the values: what is above -1 is foreground, for whoever chooses slices, scores or trains.
             inside = torch.from_numpy(mask).to(scaled.device)

@@ -130,10 +130,12 @@ class ResampleInPlane(InvertibleTransform):
         """Resize the slices of a plain volume to ``size``."""
         # The weights of a pixel add up to 1 but for rounding. Counted from the padding value, the background is zero
         # and stays what it is to the last bit.
-        slices = extract_slices(image, self.slice_axis) - self.padding_value
+        view = extract_slices(image, self.slice_axis)
+        # One slice after the other in memory: resizing strides through it many times.
+        slices = torch.sub(view, self.padding_value, out=view.new_empty(view.shape))
         # monai.transforms.Resize would smooth with three dense 3D convolutions: the same picture, far slower.
         slices = F.interpolate(slices, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
-        return stack_slices(slices, self.slice_axis) + self.padding_value
+        return stack_slices(slices, self.slice_axis).add_(self.padding_value)
 
     def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
         """Resample one volume ``(C, H, W, D)``; the result is float32."""

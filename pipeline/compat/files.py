@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from pipeline.compat.common import WeightsError
-from pipeline.files import UnreadableFileError, load_tensors, replacing
+from pipeline.files import NotWrittenError, UnreadableFileError, load_tensors, save_tensors
 
 _SAVE_HINT = "save plain weights with torch.save(network.state_dict(), path)"
 
@@ -60,7 +59,8 @@ def write_state_dict(tensors: Mapping[str, Tensor], path: str | Path, overwrite:
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists already")
     try:
-        with replacing(path) as beside, beside.open("wb") as file:
-            torch.save(dict(tensors), file)
+        save_tensors(dict(tensors), path)
+    except NotWrittenError as error:
+        raise WeightsError(str(error)) from error
     except OSError as error:
         raise WeightsError(f"{path} cannot be written: {error}") from error

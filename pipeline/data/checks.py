@@ -20,7 +20,7 @@ import torch
 from pipeline.data.store import open_store
 from pipeline.errors import innermost_cause
 from pipeline.files import cores, file_digest, replacing
-from pipeline.io import ImageError, check_regular, read_image
+from pipeline.io import ImageError, check_regular, files_of, holds_dicom, read_image, split_series
 from transforms import UNMEASURED_KEY
 
 __all__ = [
@@ -194,6 +194,9 @@ def inspect_all(paths: Sequence[str], store: str | os.PathLike[str] | None = Non
 
 
 def _key(path: str) -> tuple[str, int, int] | None:
+    # The state of a folder or of a DICOMDIR says nothing of the slices in it.
+    if not os.path.isfile(path) or os.path.basename(path).upper() == "DICOMDIR":
+        return None
     try:
         status = os.stat(path)
     except OSError:
@@ -240,12 +243,14 @@ def _remember(index: Path, known: Mapping[tuple[str, int, int], FileReport]) -> 
 def _inspect(path: str) -> FileReport:
     """Read one file as training will, and note everything that would trouble it."""
     report = FileReport()
-    if Path(path).is_dir():
-        report.faults.append("is a folder, expected a file")
+    place, _ = split_series(path)
+    if place.is_dir() and not holds_dicom(place):
+        report.faults.append("is a folder, expected a file or a folder of DICOM")
         return report
     try:
-        check_regular(path)  # before the digest, which would wait for a pipe
-        report.digest = file_digest(path)
+        if not place.is_dir():
+            check_regular(place)  # before the digest, which would wait for a pipe
+        report.digest = _digest(files_of(path))
         image = read_image(path)
     except ImageError as error:
         report.faults.append(str(error))
@@ -262,6 +267,12 @@ def _inspect(path: str) -> FileReport:
         report.faults.append(f"has an affine that cannot be inverted: {_format(report.affine)}")
         report.affine = None
     return report
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """Digest of an image's files, whatever these are called where there are several."""
+    digests = sorted(file_digest(file) for file in files)
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _reason(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -15,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.checks import REQUIRED_SPLITS, SPLITS, DataError, find_faults
-from pipeline.io import READABLE, ImageError, check_regular, name_of
+from pipeline.data.checks import REQUIRED_SPLITS, SPLITS, DataError, find_faults, inspect_all
+from pipeline.io import READABLE, ImageError, check_regular, name_of, split_series
 
 __all__ = ["Cases", "load_cases"]
 
@@ -59,11 +60,13 @@ class Cases(dict[str, list[dict[str, str]]]):
         name: of the data set's folder, without what lies above it; empty where the lists come from nowhere.
         digest: SHA-256 over names and contents of all files (see `check_cases`); None if the files were not checked.
         modalities: names of the modalities, ``source`` and ``target``, as far as the datalist tells them.
+        registered: whether the datalist says that its pairs were registered, or were made on one grid.
     """
 
     name: str = ""
     digest: str | None = None
     modalities: Mapping[str, str] = MappingProxyType({})
+    registered: bool = False
 
     def modalities_or(self, source: str | None = None, target: str | None = None) -> dict[str, str | None]:
         """The names of the modalities: those given, or else the datalist's.
@@ -74,6 +77,24 @@ class Cases(dict[str, list[dict[str, str]]]):
         """
         given = {"source": source, "target": target}
         return {name: value or self.modalities.get(name) for name, value in given.items()}
+
+    @property
+    def lists_digest(self) -> str | None:
+        """SHA-256 over which files are of whom, and in which list and role; None if the files were not checked.
+
+        Unlike `digest`, it is another one where patients change their lists, or source and target are swapped.
+        """
+        if self.digest is None:
+            return None
+        files = [item[key] for items in self.values() for item in items for key in ("image", "label")]
+        known = inspect_all(files)
+        lists = {
+            split: sorted(
+                [known[item["image"]].digest or "", known[item["label"]].digest or "", item["case"]] for item in items
+            )
+            for split, items in self.items()
+        }
+        return hashlib.sha256(json.dumps(lists, sort_keys=True).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """Return what may be told of the data set elsewhere: nothing that names a patient, a file or a path.
@@ -258,6 +279,7 @@ def _list_json(path: Path, root: Path, to_train: bool) -> tuple[Cases, list[str]
         keys = ", ".join(f'"{key}"' for key in content) or "nothing"
         return cases, [f'{path}: expected a list "training", found {keys}']
     cases.modalities = _modalities(content.get("modality"))
+    cases.registered = content.get("registered") is True
     faults = [
         f'{path}: "{key}" is none of the lists {", ".join(SPLITS)}; did you mean "{close[0]}"?'
         for key, value in content.items()
@@ -323,7 +345,7 @@ def _entry(item: Mapping[str, Any], folder: Path, root: Path) -> dict[str, str]:
     entry = {}
     for key in ("image", "label"):
         places = [Path(os.path.normpath(base / Path(item[key]).expanduser())) for base in (root, folder)]
-        entry[key] = str(next((place for place in places if place.exists()), places[0]))
+        entry[key] = str(next((place for place in places if split_series(place)[0].exists()), places[0]))
     if item.get("patient") not in (None, ""):
         return {**entry, "case": str(item["patient"])}
     # imagesTr/p1.nii.gz and imagesVal/p1.nii.gz are one patient, p1/T1.nii.gz and p2/T1.nii.gz are two.
@@ -401,7 +423,8 @@ def _pair(
     matched = {name: name if name in labels else name.removesuffix(CHANNEL_SUFFIX) for name in images}
     pairs = [(name, images[image], labels[name]) for image, name in matched.items() if name in labels]
     lonely_images = [images[image].name for image, name in matched.items() if name not in labels]
-    lonely_labels = [labels[name].name for name in labels if name not in set(matched.values())]
+    wanted = set(matched.values())
+    lonely_labels = [labels[name].name for name in labels if name not in wanted]
     if to_translate and lonely_images:
         logger.warning(
             "%s: %d images have no label in %s, so they can be translated and not evaluated: %s",

@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import operator
-import shutil
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,6 +20,7 @@ import numpy as np
 
 from pipeline.data.phantom_anatomy import Anatomy, BrainTemplate, Grid, make_anatomy
 from pipeline.data.phantom_signal import make_images
+from pipeline.files import folder_beside, remove_leftovers
 
 SPLITS = {"training": "Tr", "validation": "Val", "test": "Ts"}  # key in the datalist: suffix of the folders
 RECORD_NAME = "phantom.json"  # the parameters, in the folder of a finished phantom
@@ -137,6 +136,7 @@ def make_phantom(
 
     Raises:
         ValueError: if a parameter is out of its range.
+        NotWrittenError: if the disk is full, or nothing may be written there.
         FileExistsError: if `output_dir` is something else: a file, a folder with other content, a phantom with other
             parameters, or one that lost some of its files.
     """
@@ -147,9 +147,9 @@ def make_phantom(
         logger.info("Brain phantom in %s is complete, using it", output_dir)
         return output_dir / DATALIST_NAME
     start = time.perf_counter()
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = output_dir.parent / f".{output_dir.name}-{uuid.uuid4().hex[:8]}.partial"
-    try:
+    remove_leftovers(output_dir.parent)
+    with folder_beside(output_dir) as folder:
+        partial = folder / output_dir.name
         _write(partial, parameters)
         try:
             partial.rename(output_dir)
@@ -157,8 +157,6 @@ def make_phantom(
             if not _is_taken(output_dir):
                 raise
             _check_same(output_dir, asdict(parameters))  # another process was faster
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     logger.info(
         "Made the brain phantom (%d subjects) in %s in %.1f s",
         sum(parameters.subjects),
@@ -279,6 +277,7 @@ def _write(folder: Path, parameters: PhantomParameters) -> None:
         "name": "BrainPhantom",
         "description": "Digital brain phantom, T1- to T2-weighted MR, aligned pairs, made from the MNI152 tissue maps",
         "modality": {"image": "T1-weighted MR", "label": "T2-weighted MR"},
+        "registered": True,
         **lists,
     }
     (folder / DATALIST_NAME).write_text(json.dumps(datalist, indent=2) + "\n", encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import inspect
@@ -11,9 +10,7 @@ import logging
 import math
 import os
 import shutil
-import tempfile
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +21,8 @@ import numpy as np
 import torch
 from monai.transforms import Compose, Randomizable
 
+from pipeline.files import folder_beside, not_written, put_in_place, remove_leftovers
+
 __all__ = ["StoredPair", "VolumeStore", "fingerprint", "open_store"]
 
 VERSION = 1
@@ -31,8 +30,7 @@ VERSION = 1
 OWN = ("transforms", "pipeline")
 """Packages whose classes are known by their source; those of MONAI are by its version."""
 
-_BEGUN = ".writing-"
-_ABANDONED = 24 * 3600.0  # seconds; longer than any pair takes to be written
+NONE = "and --store none keeps them in memory"
 
 logger = logging.getLogger(__name__)
 
@@ -120,34 +118,32 @@ class VolumeStore:
         Raises:
             OSError: it cannot be written; nothing is left of it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._remove_leftovers()
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix=_BEGUN) as beside:
-            whole = Path(beside) / key
-            whole.mkdir()
-            for name, volume in (("image", image), ("label", label)):
-                np.save(whole / f"{name}.npy", volume.contiguous().numpy())
-            (whole / "about.json").write_text(json.dumps(about), encoding="utf-8")
-            try:
-                os.replace(whole, self.folder / key)
-            except OSError:
-                if self.get(key) is None:  # what lies there is damaged; or else another training was faster
-                    shutil.rmtree(self.folder / key, ignore_errors=True)
-                    os.replace(whole, self.folder / key)
+        if not self._tidied:
+            self._tidied = True
+            remove_leftovers(self.folder)
+        place = self.folder / key
+        try:
+            with folder_beside(place) as beside:
+                whole = beside / key
+                whole.mkdir()
+                for name, volume in (("image", image), ("label", label)):
+                    np.save(whole / f"{name}.npy", volume.contiguous().numpy())
+                (whole / "about.json").write_text(json.dumps(about), encoding="utf-8")
+                try:
+                    put_in_place(whole, place)
+                except OSError:
+                    if self.get(key) is None:  # what lies there is damaged; or else another training was faster
+                        shutil.rmtree(place, ignore_errors=True)
+                        put_in_place(whole, place)
+        except OSError as error:
+            told = not_written(place, error) or error
+            raise OSError(
+                f"{told}. It is of the store of preprocessed volumes: --store FOLDER moves it, {NONE}"
+            ) from error
         pair = self.get(key)
         if pair is None:
-            raise OSError(f"{self.folder / key} could not be written; choose another folder with --store, or none")
+            raise OSError(f"{place} could not be read back; --store FOLDER moves it, {NONE}")
         return pair
-
-    def _remove_leftovers(self) -> None:
-        """Remove, once, what processes that were killed had begun to write."""
-        if self._tidied:
-            return
-        self._tidied = True
-        for path in self.folder.glob(f"{_BEGUN}*"):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > _ABANDONED:
-                    shutil.rmtree(path, ignore_errors=True)
 
 
 def open_store(folder: str | os.PathLike[str] | None) -> VolumeStore | None:

@@ -5,7 +5,7 @@ from pipeline.engines.determinism import seed_all
 from pipeline.engines.evaluator import TranslationEvaluator
 from pipeline.engines.precision import channels_last_pays, in_bfloat16
 from pipeline.engines.processes import Processes, is_first, join_processes, leave_processes, own_part, part_of_batch
-from pipeline.engines.schedule import linear_decay
+from pipeline.engines.schedule import linear_decay, validation_interval
 from pipeline.engines.trainer import TranslationTrainer
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "own_part",
     "part_of_batch",
     "seed_all",
+    "validation_interval",
 ]

@@ -27,7 +27,8 @@ class TranslationTrainer(Trainer):
     A step minimises the weighted sum of the generator's terms, then that of the discriminator's (paper, equation 7).
     The generator runs once: the discriminator is trained on the same prediction, detached. The discriminator's
     parameters take no part in the generator's graph. Nothing is copied to the host: ``engine.state.output["losses"]``
-    holds scalars on the device, which handlers fetch together when they need them.
+    holds scalars on the device, which handlers fetch together when they need them: the loss terms, and what a
+    registration tells of itself.
 
     Args:
         device: where to train.
@@ -119,8 +120,9 @@ class TranslationTrainer(Trainer):
             discriminator_terms = self._discriminator_terms(tensors, dict(self.network.shown(outputs)))
             self._update(self.discriminator_optimizer, discriminator_terms)
 
+        facts = {name: outputs.pop(name) for name in list(outputs) if name.startswith("registration/")}
         losses = {f"generator/{name}": term.detach() for name, term in generator_terms.items()}
-        losses |= {f"discriminator/{name}": term.detach() for name, term in discriminator_terms.items()}
+        losses |= {f"discriminator/{name}": term.detach() for name, term in discriminator_terms.items()} | facts
         return {CommonKeys.IMAGE: batch["image"], CommonKeys.LABEL: batch["label"], **outputs, "losses": losses}
 
     def _begin(self) -> None:

@@ -8,22 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import DiskSaver
 from monai.engines import Evaluator
 
+from pipeline.files import NotWrittenError, remove_leftovers, save_tensors
 from pipeline.handlers.seeding import random_states, set_random_states
 from pipeline.models import (
     BEST,
+    EXTRA_STATE,
     LAST,
     MODEL,
     CheckpointError,
+    ResumeError,
     check_signature,
     load_checkpoint,
     load_strictly,
+    recipe_changes,
     refuse_unsound,
 )
-from pipeline.translators import Translator
+from pipeline.models.resuming import Change
+from pipeline.translators import Translator, decode_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +38,11 @@ class CheckpointHandler:
 
     ``checkpoints/last.pt`` and ``checkpoints/best.pt`` hold every stateful object, the trainer's position, the best
     metric so far and all random states; ``model.pt`` holds the best weights of what inference uses. Each file is
-    written beside its place and renamed, so a reader never sees half of one. The data order is a function of seed and
-    epoch (``EpochSeed``), so the position says it.
+    written beside its place, brought to the disk and renamed, so a reader never sees half of one. The data order is a
+    function of seed and epoch (``EpochSeed``), so the position says it.
+
+    A checkpoint of another training is refused: of other data, networks, loss weights, noise, scaling, grid or seed, as
+    far as the recipe of the network says it, or of other optimisers. Epochs and learning rate may change.
 
     Args:
         output_dir: the run's folder.
@@ -44,6 +52,7 @@ class CheckpointHandler:
         evaluator: decides what is best by its key metric, greater is better. Without one, ``best.pt`` is the last.
         interval: save ``last.pt`` every so many epochs, and after the last one.
         resume: continue from ``last.pt`` when the trainer starts, if there is one.
+        resume_changed: continue also where it is of another training, as far as its weights fit.
 
     Attributes:
         resumed: whether the run was continued; known once the trainer has started.
@@ -60,6 +69,7 @@ class CheckpointHandler:
         evaluator: Evaluator | None = None,
         interval: int = 1,
         resume: bool = False,
+        resume_changed: bool = False,
     ) -> None:
         if interval < 1:
             raise ValueError(f"checkpoint interval must be at least 1 epoch, got {interval}")
@@ -69,7 +79,7 @@ class CheckpointHandler:
         self.stateful = {"network": network, **{name: value for name, value in stateful.items() if value is not None}}
         self.evaluator = evaluator
         self.interval = interval
-        self.resume = resume
+        self.resume, self.resume_changed = resume, resume_changed
         self.resumed = False
 
     def attach(self, engine: Engine) -> None:
@@ -78,10 +88,9 @@ class CheckpointHandler:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def _start(self, engine: Engine) -> None:
-        self._write_state = DiskSaver(str(self.folder), require_empty=False)
-        self._write_model = DiskSaver(str(self.output_dir), require_empty=False)
-        for leftover in self.folder.glob("tmp*") if idist.get_rank() == 0 else ():  # of one killed while it wrote
-            leftover.unlink()
+        if idist.get_rank() == 0:
+            for folder in (self.output_dir, self.folder):  # which are this run's alone
+                remove_leftovers(folder, alone=True)
         engine.state.best_epoch, engine.state.best_metrics = None, {}
         if not self.resume:
             return
@@ -99,11 +108,17 @@ class CheckpointHandler:
         Raises:
             CheckpointError: if the file cannot be read or was made by another configuration.
         """
-        content = load_checkpoint(path)
-        check_signature(self.network, content.get("network", {}), path)
+        path = Path(path)
+        content = self._read(path)
+        state = content.get("network", {})
+        if not self.resume_changed:
+            self._refuse_another(content, state, path)
+        check_signature(self.network, state, path)
         missing = [name for name in (*self.stateful, "trainer", "random") if name not in content]
         if missing:
-            raise CheckpointError(f"checkpoint {path} lacks {missing}: it was made by another configuration")
+            raise CheckpointError(
+                f"checkpoint {path} lacks {missing}: it was made by another configuration{self._best_instead(path)}"
+            )
         refuse_unsound(content["network"], path)
         load_strictly(self.network, content["network"], path)
         for name, item in self.stateful.items():
@@ -114,12 +129,18 @@ class CheckpointHandler:
             except (ValueError, KeyError, TypeError, RuntimeError) as error:
                 raise CheckpointError(f"checkpoint {path}: the state of {name} does not fit: {error}") from error
         position = content["trainer"]
-        if position["epoch_length"] != engine.state.epoch_length:
+        length = engine.state.epoch_length
+        if position["epoch_length"] != length and not self.resume_changed:
             raise CheckpointError(
                 f"checkpoint {path} was made with {position['epoch_length']} iterations per epoch, now there are "
-                f"{engine.state.epoch_length}: data or batch size changed"
+                f"{length}: data or batch size changed; --resume_changed true goes on all the same"
             )
-        engine.state.epoch, engine.state.iteration = position["epoch"], position["iteration"]
+        if position["epoch"] > (engine.state.max_epochs or position["epoch"]):
+            raise CheckpointError(
+                f"checkpoint {path} is of epoch {position['epoch']}, and max_epochs is {engine.state.max_epochs}: "
+                f"nothing is left to train; expected max_epochs of at least {position['epoch']}"
+            )
+        engine.state.epoch, engine.state.iteration = position["epoch"], position["epoch"] * length
         engine.state.best_epoch, engine.state.best_metrics = position["best_epoch"], position["best_metrics"]
         if self.evaluator is not None and position["best_epoch"] is not None:
             self.evaluator.state.best_metric = position["best_metric"]
@@ -148,7 +169,64 @@ class CheckpointHandler:
         }
         content["random"] = random_states()
         if improved:
-            self._write_state(content, BEST)
-            self._write_model(self.network.inference_state_dict(), MODEL)
+            self._write(content, self.folder / BEST, epoch)
+            self._write(self.network.inference_state_dict(), self.output_dir / MODEL, epoch)
         # Last of all: whoever resumes from it finds a best that is at least as new.
-        self._write_state(content, LAST)
+        self._write(content, self.folder / LAST, epoch)
+
+    def _write(self, content: Mapping[str, Any], path: Path, epoch: int) -> None:
+        try:
+            save_tensors(content, path)
+        except NotWrittenError as error:
+            known = (self.folder / LAST).is_file()
+            how = "goes on behind the last epoch that is saved" if known else "starts"
+            raise OSError(
+                f"{error}; then the same command, with --resume true, {how} (epoch {epoch} is lost)"
+            ) from error
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            return load_checkpoint(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}{self._best_instead(path)}") from error
+
+    def _best_instead(self, path: Path) -> str:
+        """That the best epoch is there, where the last one is of no use."""
+        best = self.folder / BEST
+        if path != self.folder / LAST:
+            return ""
+        try:
+            epoch = load_checkpoint(best)["trainer"]["epoch"]
+        except (CheckpointError, KeyError, TypeError):
+            return ""
+        return f". {best} is whole, and of epoch {epoch}: to go on behind that, copy it to {path.name} and resume again"
+
+    def _refuse_another(self, content: Mapping[str, Any], state: Mapping[str, Any], path: Path) -> None:
+        encoded = state.get(EXTRA_STATE) if isinstance(state, Mapping) else None
+        then = decode_recipe(encoded) if isinstance(encoded, torch.Tensor) else None
+        changed: list[Change] = []
+        allowed: list[Change] = []
+        if then is not None and self.network.recipe is not None:
+            changed, allowed = recipe_changes(then, self.network.recipe)
+        for name, item in self.stateful.items():
+            if isinstance(item, torch.optim.Optimizer) and isinstance(content.get(name), Mapping):
+                changed += _optimizer_changes(name, content[name], item)
+        if changed:
+            raise ResumeError(path, changed)
+        for name, before, now in allowed:
+            logger.info("resumed with another %s: %s, before it was %s", name, now, before)
+
+
+def _optimizer_changes(name: str, then: Mapping[str, Any], now: torch.optim.Optimizer) -> list[Change]:
+    """The settings of an optimiser that are others, its learning rate left aside."""
+    before, after = (groups[0] if groups else {} for groups in (then.get("param_groups"), now.param_groups))
+    names = [key for key in dict.fromkeys((*before, *after)) if key not in ("params", "lr", "initial_lr")]
+    return [
+        (f"{name}#{key}", before.get(key), after.get(key))
+        for key in names
+        if str(_listed(before.get(key))) != str(_listed(after.get(key)))
+    ]
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -102,12 +102,13 @@ class SummaryHandler:
 
     Args:
         evaluator: its ``state.metrics`` are the last validation's; None where there is no validation.
-        places: label -> path or address, such as ``{"best weights": "runs/a/model.pt"}``; None values are left out.
+        places: label -> path or address, such as ``{"best weights": "runs/a/model.pt"}``; None values are left
+            out. Made a text when it is printed.
     """
 
-    def __init__(self, evaluator: Engine | None, places: Mapping[str, str | Path | None]) -> None:
+    def __init__(self, evaluator: Engine | None, places: Mapping[str, Any]) -> None:
         self.evaluator = evaluator
-        self.places = {label: str(place) for label, place in places.items() if place is not None}
+        self.places = {label: place for label, place in places.items() if place is not None}
 
     def attach(self, engine: Engine) -> None:
         """Register on a trainer."""

@@ -18,14 +18,17 @@ from pipeline.tracking import MLflowRun
 class MLflowTracker(MLflowRun):
     """Tells MLflow about a training run.
 
-    Beside what every `MLflowRun` holds: each loss term (``train/<term>``) and learning rate
-    (``learning_rate/<optimizer>``) and validation metric (``val/<metric>``) by iteration, with ``epoch`` beside them.
+    Beside what every `MLflowRun` holds: each loss term (``train/<term>``), as means over ``loss_interval`` iterations
+    at the last of them, and learning rate (``learning_rate/<optimizer>``) and validation metric (``val/<metric>``) by
+    iteration, with ``epoch`` beside them. Means end with an epoch, so that a resumed run has the same as one that was
+    never cut.
 
     Args:
         output_dir: output directory of the run.
         tracking_uri: see `MLflowRun`.
         optimizers: name -> optimizer, for the learning rates; None values are left out.
         evaluator: engine whose ``state.metrics`` are the validation metrics.
+        loss_interval: iterations that a loss is the mean of; 1 tells each.
         **options: of `MLflowRun`. Its artifacts are looked for at the end of each epoch, too.
 
     Raises:
@@ -39,12 +42,17 @@ class MLflowTracker(MLflowRun):
         *,
         optimizers: Mapping[str, torch.optim.Optimizer | None] | None = None,
         evaluator: Engine | None = None,
+        loss_interval: int = 20,
         **options: Any,
     ) -> None:
         self._optimizers = {name: item for name, item in (optimizers or {}).items() if item is not None}
         parameters = [p for o in self._optimizers.values() for group in o.param_groups for p in group["params"]]
         super().__init__(output_dir, tracking_uri, device=parameters[0].device if parameters else None, **options)
+        if isinstance(loss_interval, bool) or not isinstance(loss_interval, int) or loss_interval < 1:
+            raise ValueError(f"loss_interval must be a whole number of at least 1, got {loss_interval!r}")
         self._evaluator = evaluator
+        self._loss_interval = loss_interval
+        self._window: dict[str, list[float]] = {}
         self._trainer: Engine | None = None
 
     def attach(self, engine: Engine) -> None:
@@ -85,8 +93,19 @@ class MLflowTracker(MLflowRun):
 
     def _log_losses(self, engine: Engine) -> None:
         recent = dict(engine.state.recent_losses)
-        steps = recent.pop("iteration")
-        self.log_series(steps, {f"train/{name}": values for name, values in recent.items()})
+        steps, means = [], dict[str, list[float]]()
+        for row, step in enumerate(recent.pop("iteration")):
+            if self._window.keys() != recent.keys():
+                self._window = {name: [] for name in recent}
+            for name, values in recent.items():
+                self._window[name].append(values[row])
+            if step % self._loss_interval == 0 or step % (engine.state.epoch_length or step + 1) == 0:
+                steps.append(step)
+                for name, values in self._window.items():
+                    means.setdefault(f"train/{name}", []).append(sum(values) / len(values))
+                self._window = {}
+        if steps:
+            self.log_series(steps, means)
 
     def _log_validation(self, evaluator: Engine) -> None:
         step = self._trainer.state.iteration if self._trainer is not None else 0

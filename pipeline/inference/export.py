@@ -6,8 +6,6 @@ import copy
 import json
 import logging
 import math
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +19,7 @@ from monai.transforms import Compose
 from monai.utils import optional_import
 from torch import Tensor, nn
 
-from pipeline.files import verify_zip
+from pipeline.files import folder_beside, not_written, put_in_place, remove_leftovers, verify_zip
 from pipeline.inference.onnx import OnnxError, OnnxNetwork
 from pipeline.inference.seal import PLACEHOLDER, SEAL, seal
 from pipeline.inference.slices import BACKGROUND
@@ -140,10 +138,10 @@ class Exporter:
             ".pt2": (self._write_program, _verified(lambda file: torch.export.load(file).module())),
         }
         write, read = kinds[path.suffix]
-        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent)
         # Beside its place under its own name, since some writers look at the suffix.
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-            beside = Path(folder) / path.name
+        with folder_beside(path) as folder:
+            beside = folder / path.name
             try:
                 with torch.no_grad(), _quiet():
                     least = write(beside)
@@ -155,6 +153,9 @@ class Exporter:
             except ExportError:
                 raise
             except Exception as error:  # each of the exporters and runtimes has exceptions of its own
+                told = not_written(path, error)
+                if told is not None:
+                    raise told from error
                 raise ExportError(
                     f"this {type(self.network).__name__} cannot be exported as {FORMATS[path.suffix]}, {path} was not "
                     f"written: {type(error).__name__}: {str(error).strip()[:500]}"
@@ -165,7 +166,7 @@ class Exporter:
                     f"{FORMATS[path.suffix]} differs from the network by more than {TOLERANCE:g}: {', '.join(faults)}; "
                     f"{path} was not written"
                 )
-            os.replace(beside, path)
+            put_in_place(beside, path)
         return differences
 
     def _difference(self, exported: Callable[[Tensor], Tensor], batches: list[Tensor]) -> float:

@@ -6,26 +6,47 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from monai.inferers import SliceInferer
+from monai.inferers import Inferer
+from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
 BACKGROUND = -1.0
 """What scaling to [-1, 1] makes of the background, exactly."""
 
 
-class ForegroundSliceInferer(SliceInferer):
-    """MONAI's ``SliceInferer``, but slices of nothing but background stay background.
+class ForegroundSliceInferer(Inferer):
+    """Apply a network to the slices of volumes; slices of nothing but background stay background, untranslated.
 
     Such a slice has no variance for the instance norms to divide by: what a trained network makes of it is its own
-    rounding errors, blown up to the full range of intensities.
+    rounding errors, blown up to the full range of intensities. MONAI's ``SliceInferer`` translates them, too, and keeps
+    account of windows that overlap, which slices do not.
 
     Args:
-        args: see ``SliceInferer``.
-        kwargs: see ``SliceInferer``.
+        slice_axis: spatial axis (0, 1 or 2) that counts the slices.
+        slices_at_once: slices that the network sees together.
     """
 
-    def network_wrapper(self, network: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Translate slices (B, C, *spatial), one voxel thick along one axis, in [-1, 1]."""
-        translated = super().network_wrapper(network, x, *args, **kwargs)
-        foreground = (x > BACKGROUND).flatten(1).any(1)
-        return torch.where(foreground.view(-1, *(1 for _ in translated.shape[1:])), translated, BACKGROUND)
+    def __init__(self, slice_axis: int = 2, slices_at_once: int = 8) -> None:
+        super().__init__()
+        self.slice_axis, self.slices_at_once = slice_axis, slices_at_once
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Translate volumes.
+
+        Args:
+            inputs: (B, C, H, W, D) in [-1, 1].
+            network: maps slices (N, C, h, w) to as many of that size.
+            args: further arguments of the network.
+            kwargs: likewise.
+
+        Returns:
+            (B, C, H, W, D) in [-1, 1].
+        """
+        volumes = convert_to_tensor(inputs, track_meta=False).movedim(2 + self.slice_axis, 1)
+        slices = volumes.flatten(0, 1)
+        filled = torch.nonzero((slices > BACKGROUND).flatten(1).any(1)).flatten()
+        translated = torch.full(tuple(slices.shape), BACKGROUND, dtype=torch.float32, device=slices.device)
+        for some in filled.split(self.slices_at_once):
+            translated[some] = network(slices[some], *args, **kwargs).float()
+        result = translated.unflatten(0, volumes.shape[:2]).movedim(1, 2 + self.slice_axis)
+        return convert_to_dst_type(result, inputs, dtype=result.dtype)[0]

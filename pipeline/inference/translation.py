@@ -41,12 +41,7 @@ class Translation:
                 *self.spatial_preprocessing.transforms,
             ]
         )
-        self.inferer = ForegroundSliceInferer(
-            roi_size=(-1, -1),  # a slice as a whole, also where the field of view is larger than the training's
-            spatial_dim=recipe.slice_axis,
-            sw_batch_size=slices_at_once,
-            overlap=0,
-        )
+        self.inferer = ForegroundSliceInferer(recipe.slice_axis, slices_at_once)
         # Scaling stands before the spatial transforms, so that only these are undone.
         undo: Any = Invertd("pred", self.spatial_preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True)
         self.postprocessing = Compose(

@@ -13,7 +13,8 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from pipeline.io.formats import READABLE, READERS, ImageError, check_regular, suffix_of
+from pipeline.io.dicom import Series, choose_series, find_series, holds_dicom, name_for_files, read_raw
+from pipeline.io.formats import READABLE, READERS, ImageError, Raw, check_regular, name_of, suffix_of
 
 SHAPE_KEY = "file_shape"
 """Entry of an image's metadata: the shape of the array in its file."""
@@ -21,7 +22,21 @@ AFFINE_KEY = "file_affine"
 """Entry of an image's metadata: the file's affine, which no transform changes."""
 
 
-def read_image(path: str | os.PathLike[str]) -> MetaTensor:
+NAME_KEY = "name"
+"""Entry of an image's metadata: what files that are made of it are called, where its own name does not say."""
+
+SERIES_MARK = "::"
+"""Stands between a place of several DICOM series and the one that is meant: ``study::*T1*``."""
+
+
+def split_series(path: str | os.PathLike[str]) -> tuple[Path, str | None]:
+    """A place and the series in it that is meant, out of ``place::series``; the latter None where it is not said."""
+    text = os.fspath(path)
+    place, mark, series = text.rpartition(SERIES_MARK)
+    return (Path(place), series) if mark and place and not os.path.lexists(text) else (Path(text), None)
+
+
+def read_image(path: str | os.PathLike[str], series: str | None = None) -> MetaTensor:
     """Read an image of one channel as a volume.
 
     Axes of length one are no obstacle: ``(X, Y, Z, 1, 1)`` is a volume, ``(H, W)``, ``(H, W, 1)`` and, as ``.npy``,
@@ -29,7 +44,10 @@ def read_image(path: str | os.PathLike[str]) -> MetaTensor:
     (the sform where there is one); a ``.npy`` has voxels of 1 mm along R, A and S.
 
     Args:
-        path: a file that ends in one of `READABLE`.
+        path: a file that ends in one of `READABLE`; or DICOM: a file of whatever name, which is one slice unless it has
+            several frames, a folder or a DICOMDIR (see `pipeline.io.dicom.find_series`), or any of these with ``::``
+            and the series that is meant behind it.
+        series: of DICOM, which series is meant, see `pipeline.io.dicom.choose_series`.
 
     Returns:
         (1, X, Y, Z), float32, in the file's own units and axes, with its 4x4 affine to RAS in mm. The metadata are
@@ -37,13 +55,34 @@ def read_image(path: str | os.PathLike[str]) -> MetaTensor:
 
     Raises:
         ImageError: it is no regular file, is of another format, is larger than the environment variable
-            ``REGGAN_MAX_IMAGE_GB`` allows (8), has other axes, or holds no real numbers; the message does not name it.
+            ``REGGAN_MAX_IMAGE_GB`` allows (8), has other axes, holds no real numbers, or is DICOM that is not one sound
+            volume (see `pipeline.io.dicom`); the message does not name it.
         Exception: what the format's library raises of a file that is missing or damaged.
     """
-    path = Path(path)
-    read = READERS[suffix_of(path, READABLE)]
-    check_regular(path)
-    raw = read(path)
+    place, named = split_series(path)
+    if not place.is_dir():
+        check_regular(place)
+    known = place.name.lower().endswith(READABLE) and not place.is_dir()
+    if not known and holds_dicom(place):
+        every = find_series(place)
+        chosen = choose_series(every, series or named)
+        name = name_for_files(place, chosen, sum(one.image for one in every) > 1)
+        return _as_image(path, read_raw(chosen), name)
+    return _as_image(place, READERS[suffix_of(place, READABLE)](place))
+
+
+def read_series(series: Series) -> MetaTensor:
+    """Read a DICOM series that was found before; see `read_image`."""
+    place = series.files[0] if len(series.files) == 1 else series.files[0].parent
+    return _as_image(place, read_raw(series), name_for_files(place, series, False))
+
+
+def image_name(image: MetaTensor) -> str:
+    """What files that are made of an image are called: like its file, and of DICOM without who the patient is."""
+    return str(image.meta.get(NAME_KEY) or name_of(image.meta["filename_or_obj"]))
+
+
+def _as_image(path: str | os.PathLike[str], raw: Raw, name: str = "") -> MetaTensor:
     shape = raw.voxels.shape
     if raw.voxels.dtype.names:
         raise ImageError(f"holds colours ({', '.join(raw.voxels.dtype.names)}), expected an image of one channel")
@@ -61,7 +100,21 @@ def read_image(path: str | os.PathLike[str]) -> MetaTensor:
         SHAPE_KEY: np.array(shape),
         **raw.meta,
     }
+    if name:
+        meta[NAME_KEY] = name
     return MetaTensor(voxels, affine=torch.from_numpy(affine.copy()), meta=meta)
+
+
+def files_of(path: str | os.PathLike[str]) -> list[Path]:
+    """The files that `read_image` reads for a path: itself, or those of a DICOM series.
+
+    Raises:
+        ImageError: it is DICOM, and no series or several fit.
+    """
+    place, named = split_series(path)
+    if place.name.lower().endswith(READABLE) or not holds_dicom(place):
+        return [place]
+    return list(choose_series(place, named).files)
 
 
 def shape_in_file(image: MetaTensor) -> tuple[int, ...]:

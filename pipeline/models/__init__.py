@@ -1,6 +1,7 @@
 """Models: weights that carry their recipe, which says how they were made and are to be used."""
 
 from pipeline.files import file_digest
+from pipeline.models.describing import described
 from pipeline.models.errors import ContradictionError, ModelError
 from pipeline.models.reading import (
     BEST,
@@ -15,6 +16,7 @@ from pipeline.models.reading import (
     refuse_unsound,
 )
 from pipeline.models.recipe import SCHEMA, Recipe, check_recipe, decode_recipe, encode_recipe
+from pipeline.models.resuming import ResumeError, recipe_changes
 from pipeline.models.starting import StartingPoint
 from pipeline.models.training import training_recipe
 
@@ -29,14 +31,17 @@ __all__ = [
     "Model",
     "ModelError",
     "Recipe",
+    "ResumeError",
     "StartingPoint",
     "check_recipe",
     "check_signature",
     "decode_recipe",
+    "described",
     "encode_recipe",
     "file_digest",
     "load_checkpoint",
     "load_strictly",
+    "recipe_changes",
     "refuse_unsound",
     "training_recipe",
 ]

@@ -65,6 +65,31 @@ def describe_scaling(transform: Any) -> Description:
     return {"class": describe_class(type(transform)), "arguments": plain(arguments, type(scaler).__name__)}
 
 
+def described(part: Any) -> str | None:
+    """What a part is and how it is set, to compare and to read; None for None.
+
+    Args:
+        part: such as a random transform, or a chain of them, before it was used.
+    """
+    if part is None:
+        return None
+    if isinstance(part, Sequence) and not isinstance(part, str):
+        return f"[{', '.join(map(str, map(described, part)))}]"
+    if isinstance(part, str | int | float | bool | Mapping):
+        return str(part)
+    settings = {
+        name: value
+        for name, value in sorted(getattr(part, "__dict__", {}).items())
+        if not name.startswith("_") and name != "R"
+    }
+    told = [
+        f"{name}={described(value)}"
+        for name, value in settings.items()
+        if isinstance(value, str | int | float | bool | Sequence) or hasattr(value, "set_random_state")
+    ]
+    return f"{type(part).__name__}({', '.join(told)})"
+
+
 def describe_translator(translator: Translator) -> tuple[Description, dict[str, Description]]:
     """A translator's class with its own arguments, and what builds its networks, by the argument that takes it.
 

@@ -158,7 +158,7 @@ def load_strictly(network: nn.Module, state: Mapping[str, Any], path: str | Path
 
 
 def check_signature(network: nn.Module, state: Mapping[str, Any], path: str | Path) -> None:
-    """Refuse weights of another backbone, and for training also those of another mode.
+    """Refuse weights of another backbone, and for training also those of another mode or kind of registration.
 
     Raises:
         CheckpointError: naming both.
@@ -173,3 +173,14 @@ def check_signature(network: nn.Module, state: Mapping[str, Any], path: str | Pa
         raise CheckpointError(
             f"{path} was trained as {theirs}, but this config builds {ours}; use the config chain it was trained with"
         )
+    # Kinds of registration may have the same weights: only the recipe tells them apart.
+    then, now = (_registration_class(recipe) for recipe in (decode_recipe(encoded), network.recipe))
+    if network.terms and then and now and then != now:
+        raise CheckpointError(
+            f"{path} was trained with {then}, but this config builds {now}; use the config chain it was trained with"
+        )
+
+
+def _registration_class(recipe: Mapping[str, Any] | None) -> str | None:
+    networks = {} if recipe is None else recipe.get("networks") or {}
+    return (networks.get("registration") or {}).get("class")

@@ -256,6 +256,7 @@ class Recipe:
         self,
         weights: Mapping[str, float],
         networks: Mapping[str, Callable[..., nn.Module]] | None = None,
+        instead: Mapping[str, Callable[..., nn.Module]] | None = None,
         **arguments: Any,
     ) -> Translator:
         """Build the translator, with fresh networks.
@@ -263,6 +264,7 @@ class Recipe:
         Args:
             weights: of the loss terms; without any, only what translates is built.
             networks: what builds those that the recipe does not describe.
+            instead: what builds those that are to be others than the recipe describes.
             arguments: settings of use that the translator takes, such as a style.
 
         Raises:
@@ -273,7 +275,7 @@ class Recipe:
         if foreign:
             raise ModelError(f"{foreign[0]} is no setting of {kind.__name__}, the translator of {self.path}")
         known = {name: build_factory(entry, self.trusted) for name, entry in self["networks"].items()}
-        every = {**(networks or {}), **known}
+        every = {**(networks or {}), **known, **(instead or {})}
         try:
             built = kind(weights=weights, **self["translator"]["arguments"], **every, **arguments)
         except TypeError as error:

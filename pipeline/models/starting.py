@@ -15,7 +15,7 @@ from pipeline.models.describing import describe_class, unfold
 from pipeline.models.errors import ContradictionError, ModelError
 from pipeline.models.reading import BEST, EXTRA_STATE, CheckpointError, Model, load_checkpoint
 from pipeline.models.recipe import Recipe
-from pipeline.networks import PatchDiscriminator
+from pipeline.networks import PatchDiscriminator, RegistrationNet
 from pipeline.translators import Translator, find_translator
 from transforms import ScaleMRIntensityd
 
@@ -133,6 +133,7 @@ class StartingPoint:
         networks = {name: factory for name, factory in given.items() if callable(factory)}
         settings = {name: value for name, value in given.items() if name not in networks and value is not None}
         of_the_model: dict[str, Any] = {}
+        instead: dict[str, Callable[..., Any]] = {}
         unknown: dict[str, Callable[..., Any]] = {}  # imported weights come without what only their training had
         for name, factory in networks.items():
             kind, arguments = unfold(factory)
@@ -148,8 +149,11 @@ class StartingPoint:
                 of_the_model[name] = asked
             elif asked:
                 of_the_model[name] = factory
+            if known is not None and describe_class(kind) != known["class"] and issubclass(kind, RegistrationNet):
+                # Another way to register is another method, by its overlay; the weights are of one kind, and go on.
+                instead[name] = functools.partial(kind, **known["arguments"])
         model.recipe.agree({"translator": translator, "network_def": of_the_model})
-        network = model.recipe.translator(weights, unknown, **settings)
+        network = model.recipe.translator(weights, unknown, instead, **settings)
         network.recipe = None
         self._load(network)
         return network

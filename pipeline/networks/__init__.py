@@ -1,5 +1,6 @@
 """Networks, two- and three-dimensional through `spatial_dims`."""
 
+from pipeline.networks.affine import AffineRegistrationNet, affine_field, register_affine
 from pipeline.networks.multiscale_discriminator import MultiScaleDiscriminator
 from pipeline.networks.munit import MUNITGenerator
 from pipeline.networks.nicegan import NICEDiscriminator, NICEEncoder, NICEGenerator
@@ -10,6 +11,7 @@ from pipeline.networks.unit import UNITGenerator
 from pipeline.networks.warp import warp
 
 __all__ = [
+    "AffineRegistrationNet",
     "MUNITGenerator",
     "MultiScaleDiscriminator",
     "NICEDiscriminator",
@@ -19,5 +21,7 @@ __all__ = [
     "RegistrationNet",
     "ResNetGenerator",
     "UNITGenerator",
+    "affine_field",
+    "register_affine",
     "warp",
 ]

@@ -48,9 +48,13 @@ EPSILON = 1e-5
 def instance_norm(x: Tensor) -> Tensor:
     """Normalise each channel of each image over space; (B, C, *spatial) to the same shape.
 
-    It is group norm with one channel a group: PyTorch's own instance norm is the same but for rounding, and several
-    times slower on a CPU. Channels last are put first on the way, for which the norm is faster.
+    In training it is group norm with one channel a group: PyTorch's own instance norm is the same but for rounding, and
+    several times slower on a CPU. Channels last are put first on the way, for which the norm is faster. In use it is
+    PyTorch's own, which is the better one where a channel hardly varies.
     """
+    # A compiler writes its own; and an export of group norm would hold for some sizes only.
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return F.instance_norm(x, eps=EPSILON)
     last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
     if x.is_contiguous() or not x.is_contiguous(memory_format=last):
         return F.group_norm(x, x.shape[1], eps=EPSILON)

@@ -10,11 +10,13 @@ Below the output directory of a run:
 
 The training thread appends records; the sending thread closes the segment at hand, sends the closed ones and deletes
 them. Records survive the death of the process, and a segment that was sent but not yet deleted is merely sent again.
+What a full disk does not take is kept in memory, and written as soon as there is room, or sent from there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -23,7 +25,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,7 @@ class RunRecord:
         start_time: milliseconds since the epoch.
         run_id: MLflow's id of the run; None until the store has been reached.
         parent: key of the run that this one is shown below; None for a run that stands alone.
+        experiment_id: MLflow's id of the experiment; None until the store has been reached.
     """
 
     tracking_uri: str
@@ -62,6 +65,7 @@ class RunRecord:
     start_time: int = field(default_factory=lambda: int(time.time() * 1000))
     run_id: str | None = None
     parent: str | None = None
+    experiment_id: str | None = None
 
     @classmethod
     def load(cls, path: Path) -> RunRecord | None:
@@ -104,6 +108,7 @@ class Journal:
         self._run_file = run_file
         self._guard = threading.Lock()
         self._write_failed = False
+        self._unwritten: list[bytes] = []  # lines, oldest first
         self._segment: int | None = None  # descriptor of the open segment
         self._count = max([int(path.stem) for path in self.segments()], default=0)
         try:
@@ -124,20 +129,16 @@ class Journal:
             self.record.save(self._run_file)
 
     def append(self, kind: str, **content: Any) -> None:
-        """Adds a record; warns, once, if the disk does not take it.
+        """Adds a record; where the disk does not take it, says so once, and keeps it in memory.
 
         Args:
             kind: what the record says, see `pipeline.tracking.sender.RunSender`.
             **content: JSON values.
         """
         line = json.dumps({"kind": kind, **content}) + "\n"
-        try:
-            with self._guard:
-                self._write(line.encode())
-        except OSError as error:
-            if not self._write_failed:
-                self._write_failed = True
-                logger.warning("values for MLflow are lost: %s cannot be written to: %s", self.folder, error)
+        with self._guard:
+            self._unwritten.append(line.encode())
+            self._write_all()
 
     def append_file(self, path: Path, folder: str | None) -> None:
         """Adds a record for a file, and holds on to the file; warns if there is none.
@@ -164,12 +165,28 @@ class Journal:
             shutil.copyfile(path, kept)
         return kept
 
+    def _write_all(self) -> None:
+        try:
+            while self._unwritten:
+                self._write(self._unwritten[0])
+                del self._unwritten[0]
+        except OSError as error:
+            if not self._write_failed:
+                self._write_failed = True
+                logger.warning(
+                    "values for MLflow are kept in memory, since %s cannot be written to: %s", self.folder, error
+                )
+
     def _write(self, line: bytes) -> None:
         if self._segment is None:
-            self._count += 1
-            path = self.folder / f"{self._count:06d}.jsonl"
+            path = self.folder / f"{self._count + 1:06d}.jsonl"
             self._segment = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.write(self._segment, line)  # in one call: a killed process leaves whole lines behind
+            self._count += 1
+        size = os.fstat(self._segment).st_size
+        written = os.write(self._segment, line)  # in one call: a killed process leaves whole lines behind
+        if written < len(line):  # as on a disk that is nearly full
+            os.ftruncate(self._segment, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def segments(self) -> list[Path]:
         """All segments, oldest first."""
@@ -178,10 +195,22 @@ class Journal:
     def closed_segments(self) -> list[Path]:
         """Closes the open segment and gives all segments, oldest first."""
         with self._guard:
+            self._write_all()
             if self._segment is not None:
                 os.close(self._segment)
                 self._segment = None
             return self.segments()
+
+    def in_memory(self) -> list[bytes]:
+        """The records, oldest first, that the disk does not take; all that is in segments is older."""
+        with self._guard:
+            return list(self._unwritten)
+
+    def forget(self, sent: Sequence[bytes]) -> None:
+        """Drops records that are in memory, these very ones, once they are sent."""
+        gone = set(map(id, sent))
+        with self._guard:
+            self._unwritten = [line for line in self._unwritten if id(line) not in gone]
 
     def reject(self, content: dict[str, Any], reason: str) -> None:
         """Puts a value that the store will never take aside, so that it does not hold up the others."""
@@ -190,7 +219,12 @@ class Journal:
 
     def close(self) -> None:
         """Lets go of the folder, and removes it if nothing in it is unsent."""
-        if not self.closed_segments():
+        segments = self.closed_segments()
+        if self._unwritten:
+            logger.warning(
+                "%d records for MLflow are lost: neither %s nor the store took them", len(self._unwritten), self.folder
+            )
+        if not segments:
             shutil.rmtree(self.folder, ignore_errors=True)
             with contextlib.suppress(OSError):  # the journals of other runs are there
                 self.folder.parent.rmdir()
@@ -199,11 +233,16 @@ class Journal:
 
 def read_segment(path: Path) -> Iterator[dict[str, Any]]:
     """Yields the records of a segment; lines that a crash of the machine cut short are left out."""
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    yield from read_records(path.read_bytes().splitlines(), path)
+
+
+def read_records(lines: Iterable[bytes], place: object) -> Iterator[dict[str, Any]]:
+    """Yields the records of lines, without those that are damaged."""
+    for number, line in enumerate(lines, start=1):
         try:
             yield json.loads(line)
         except ValueError:
-            logger.warning("line %d of %s is damaged and left out", number, path)
+            logger.warning("line %d of %s is damaged and left out", number, place)
 
 
 def leftovers(output_dir: Path, besides: str) -> list[Journal]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -10,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
+
+from pipeline.provenance import redact
 
 # In characters.
 KEY_LENGTH = 250
@@ -41,20 +44,22 @@ def resolve_tracking_uri(tracking_uri: str | None, default_store: str | Path) ->
         tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or (
             default if "://" in default else f"sqlite:///{default}"
         )
+    if not isinstance(tracking_uri, str):
+        raise ValueError(f"tracking_uri must be the address of an MLflow store, or none, got {tracking_uri!r}")
     if tracking_uri.strip().lower() in ("", "none"):
         return None
-    scheme = urlsplit(tracking_uri).scheme
+    scheme = _checked_scheme(tracking_uri)
     if tracking_uri != "databricks" and ("://" not in tracking_uri or scheme == "file"):
         raise ValueError(
             "tracking_uri must be a database or a server, such as sqlite:////folder/mlflow.db or http://host:5000, "
-            f"got {tracking_uri!r}: MLflow no longer keeps runs in plain folders"
+            f"got {redact(tracking_uri)!r}: MLflow no longer keeps runs in plain folders"
         )
     if scheme != "sqlite":
         return tracking_uri
     database = sqlite_path(tracking_uri)
     if database is None or database.name in ("", ":memory:"):
         raise ValueError(
-            f"tracking_uri must name an SQLite file, as in sqlite:////folder/mlflow.db, got {tracking_uri!r}"
+            f"tracking_uri must name an SQLite file, as in sqlite:////folder/mlflow.db, got {redact(tracking_uri)!r}"
         )
     _, mark, query = tracking_uri.partition("?")
     return f"sqlite:///{database.resolve()}{mark}{query}"
@@ -67,12 +72,33 @@ def sqlite_path(tracking_uri: str) -> Path | None:
     return Path(tracking_uri.removeprefix("sqlite:///").partition("?")[0])
 
 
+def _checked_scheme(tracking_uri: str) -> str:
+    """What an address begins with; refuses what is no address, in words that hold no password."""
+    try:
+        parts = urlsplit(tracking_uri)
+        parts.port  # noqa: B018 - looked at, so that it is checked
+    except ValueError:
+        raise ValueError(
+            f"tracking_uri is no address: {redact(tracking_uri)!r}. In a user name or a password, characters such as "
+            "/ # ? : have to be percent-encoded, as %2F; or give them as MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD"
+        ) from None
+    known = difflib.get_close_matches(parts.scheme, ("http", "https", "sqlite", "postgresql"), n=1, cutoff=0.7)
+    if known and "+" not in parts.scheme and parts.scheme != known[0]:
+        raise ValueError(f"tracking_uri begins with {parts.scheme!r}, expected {known[0]!r}")
+    return parts.scheme
+
+
 def without_credentials(tracking_uri: str) -> str:
-    """The address of a store without user name and password."""
-    parts = urlsplit(tracking_uri)
-    if "@" not in parts.netloc:
+    """The address of a store without user name, password and tokens."""
+    try:
+        parts = urlsplit(tracking_uri)
+    except ValueError:
+        return redact(tracking_uri)
+    query = "&".join(part for part in parts.query.split("&") if redact(f"?{part}") == f"?{part}")
+    if "@" not in parts.netloc and query == parts.query:
         return tracking_uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query))
 
 
 def clean_key(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import getpass
 import logging
 import sys
 import time
@@ -14,7 +15,8 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 
-from pipeline.provenance import environment, flatten, git_state, redact
+from pipeline.ending import SigtermGuard, Terminated
+from pipeline.provenance import environment, flatten, git_state, redact, source_name
 from pipeline.tracking.journal import RUN_FILE, UNSENT_FOLDER, Journal, RunRecord
 from pipeline.tracking.rules import (
     PARAM_LENGTH,
@@ -27,12 +29,34 @@ from pipeline.tracking.rules import (
     without_credentials,
 )
 from pipeline.tracking.sender import ERROR_TAG, RunSender, SendingThread, prepare_environment
-from pipeline.tracking.sigterm import SigtermGuard, Terminated
 
 logger = logging.getLogger(__name__)
 
 ARTIFACT_FOLDER = "mlartifacts"  # beside an SQLite store
 STATUSES = ("FINISHED", "FAILED", "KILLED")
+SILENT_SERVER = 10.0
+KILLED, KILLED_BESIDE_A_FILE = 3.5, 20.0
+CHARTS = "compareRunsMode=CHART&workflowType=machine_learning"
+LOCAL = "http://127.0.0.1:5000"  # where `mlflow ui` is found
+
+
+class HowToLook:
+    """How to see a run beside the others of its experiment, whose id is known once the store has been reached.
+
+    Args:
+        run: the run.
+    """
+
+    def __init__(self, run: MLflowRun) -> None:
+        self._run = run
+
+    def __str__(self) -> str:
+        uri, experiment = self._run.tracking_uri or "", self._run.experiment_id
+        page = f"#/experiments/{experiment}/runs?{CHARTS}" if experiment is not None else ""
+        if uri.startswith("http"):
+            return f"{uri.rstrip('/')}/{page}" if page else uri
+        command = f"mlflow ui --workers 1 --backend-store-uri {uri}"
+        return f"{command}, then {LOCAL}/{page}"
 
 
 class MLflowRun:
@@ -70,7 +94,8 @@ class MLflowRun:
             the end of the run.
         device: where the work is done, for the tags.
         send_interval: seconds between two deliveries to the store.
-        close_timeout: seconds that the end of the run waits for the last delivery.
+        close_timeout: seconds that the end of the run waits for the last delivery. A server that has not answered gets
+            `SILENT_SERVER` seconds at most, and a run that is killed waits `KILLED` seconds for a server.
 
     Raises:
         ValueError: the store is of a kind that cannot be used, or a duration is not positive.
@@ -97,6 +122,11 @@ class MLflowRun:
                 raise ValueError(f"{name} must be a positive number of seconds, got {duration}")
         self.output_dir = Path(output_dir).resolve()
         self._uri = resolve_tracking_uri(tracking_uri, default_store or self.output_dir / "mlflow.db")
+        if self._uri is not None and without_credentials(self._uri) != self._uri:
+            logger.info(
+                "user name and password of tracking_uri are written nowhere: to resume, give them again. Better, set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD: what is on a command line others can see"
+            )
         self._experiment_name = experiment_name
         self._run_name = run_name
         self._params = dict(params or {})
@@ -120,15 +150,24 @@ class MLflowRun:
         return None if self._uri is None else without_credentials(self._uri)
 
     @property
-    def how_to_look(self) -> str | None:
-        """The command that shows the store in a browser, or a server's address; None if tracking is off."""
-        uri = self.tracking_uri
-        return uri if uri is None or uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    def how_to_look(self) -> HowToLook | None:
+        """Says, as a text, how to see the experiment's charts in a browser; None if tracking is off."""
+        return None if self.tracking_uri is None else HowToLook(self)
 
     @property
     def run_id(self) -> str | None:
         """MLflow's id of the run; None until the store has been reached."""
         return None if self._record is None else self._record.run_id
+
+    @property
+    def experiment_id(self) -> str | None:
+        """MLflow's id of the experiment; None until the store has been reached."""
+        return None if self._record is None else self._record.experiment_id
+
+    @property
+    def unreachable(self) -> bool:
+        """Whether the store has been asked in vain more than once."""
+        return self._thread is not None and self._thread.unreachable
 
     def start(self) -> None:
         """Begins the run; does nothing if it has begun or if tracking is off."""
@@ -211,9 +250,16 @@ class MLflowRun:
         thread, self._thread, self._journal = self._thread, None, None
         atexit.unregister(self._close_at_exit)
         try:
-            thread.close(self._close_timeout)
+            thread.close(min(self._close_timeout, self._patience(thread, status)))
         finally:
             self._sigterm.remove()
+
+    def _patience(self, thread: SendingThread, status: str) -> float:
+        """Seconds that are spent on the last delivery, whatever `close_timeout` allows."""
+        if status == "KILLED":  # whoever ends a process kills it soon
+            return KILLED if sqlite_path(str(self._uri)) is None else KILLED_BESIDE_A_FILE
+        away = str(self._uri).startswith("http") and not thread.healthy
+        return SILENT_SERVER if away else self._close_timeout
 
     def _open_journal(self, uri: str) -> tuple[Journal, bool]:
         """The journal of the run to continue, or of a new one; and whether it continues one."""
@@ -244,6 +290,11 @@ class MLflowRun:
         """Tags the run with its origin; calls git, so it belongs into the thread."""
         try:
             tags: dict[str, Any] = {f"env.{name}": value for name, value in environment(self._device).items()}
+            tags |= {
+                "mlflow.source.name": source_name(),
+                "mlflow.source.type": "LOCAL",
+                "mlflow.user": getpass.getuser(),
+            }
             state = git_state(Path(__file__).resolve())
             if state is not None:
                 tags |= {"mlflow.source.git.commit": state[0], "git.commit": state[0], "git.dirty": state[1]}

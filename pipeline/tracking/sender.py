@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import posixpath
+import re
 import shutil
 import threading
 import time
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import ProcessLock
-from pipeline.tracking.journal import Journal, leftovers, read_segment
+from pipeline.provenance import redact
+from pipeline.tracking.journal import Journal, leftovers, read_records, read_segment
 from pipeline.tracking.rules import METRICS_PER_BATCH, PARAMS_AND_TAGS_PER_BATCH, sqlite_path
 
 logger = logging.getLogger(__name__)
@@ -23,17 +25,23 @@ KEY_TAG = "reggan.key"  # finds a run whose creation was never confirmed to us
 PARENT_TAG = "mlflow.parentRunId"  # what MLflow's own pages nest runs by
 ERROR_TAG = "error"
 
-ARTIFACT_TRIES = 3
 CLOSING_TRIES = 3
+UNSAID = 3.0  # seconds of waiting that nobody needs to be told of
 DATABASE_PATIENCE = 60.0  # seconds that another process may take to make the database
 LONGEST_WAIT = 60.0  # seconds between two attempts to reach a store
 
 # MLflow's own defaults keep a client busy with a dead server for minutes; telemetry would reach for the internet.
 ENVIRONMENT_DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
+
+LOG_IN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, for a server that asks"
+_UNKNOWN = re.compile(
+    r"\b40[13]\b|unauthori|authenti|forbidden|password", re.IGNORECASE
+)  # whom the store does not know
 
 # The store understood the request and will never accept it; anything else may go better later.
 REJECTIONS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
@@ -91,6 +99,7 @@ class RunSender:
         self.tracking_uri = tracking_uri
         self._client: Any = None
         self._last_steps: dict[str, int] = {}
+        self._waiting: Exception | None = None  # why files of this delivery have to wait for the next
         self._params: dict[str, str] = {}
         self._kinds: dict[str, Callable[..., None]] = {
             "resume": self._resume,
@@ -107,17 +116,28 @@ class RunSender:
         """Sends all that the journal holds now.
 
         Raises:
-            Exception: of whatever kind MLflow raises when the store cannot be reached; the rest stays in the journal.
+            Exception: of whatever kind MLflow raises when the store, or that of its artifacts, cannot be reached; what
+                was not sent stays in the journal.
         """
         if self._client is None:
             self._open()
+        self._waiting = None
         for segment in self.journal.closed_segments():
-            for kind, content in _grouped(read_segment(segment)):
-                if kind in self._kinds:
-                    self._kinds[kind](**content)
-                else:
-                    logger.warning("a record of kind %r in %s is left out: unknown here", kind, segment)
+            self._send(read_segment(segment), segment)
             segment.unlink(missing_ok=True)
+        unwritten = self.journal.in_memory()
+        if unwritten:
+            self._send(read_records(unwritten, "memory"), "memory")
+            self.journal.forget(unwritten)
+        if self._waiting is not None:
+            raise self._waiting
+
+    def _send(self, records: Iterable[dict[str, Any]], place: object) -> None:
+        for kind, content in _grouped(records):
+            if kind in self._kinds:
+                self._kinds[kind](**content)
+            else:
+                logger.warning("a record of kind %r in %s is left out: unknown here", kind, place)
 
     def end_as_killed(self) -> None:
         """Closes the run of a process that died without a word."""
@@ -139,6 +159,9 @@ class RunSender:
         if run is None:
             run = self._find_or_create_run(client)
             record.run_id = run.info.run_id
+            self.journal.save_record()
+        if record.experiment_id != run.info.experiment_id:
+            record.experiment_id = run.info.experiment_id
             self.journal.save_record()
         self._adopt(run)
         self._client = client
@@ -211,18 +234,26 @@ class RunSender:
         ]
         self._log_batches("metrics", metrics, METRICS_PER_BATCH)
 
-    def _send_artifact(self, path: str, folder: str | None, tries: int = 0) -> None:
+    def _send_artifact(self, path: str, folder: str | None) -> None:
+        from mlflow.exceptions import MlflowException
+
         file = self.journal.folder / path
         if not file.exists():  # sent before, but we died before we could say so
             return
         try:
-            self._client.log_artifact(self._run_id, str(file), folder)
+            if (
+                self._waiting is None
+            ):  # or else the store of the artifacts is away: once a delivery is enough to see that
+                self._client.log_artifact(self._run_id, str(file), folder)
         except Exception as error:
             self._client.get_run(self._run_id)  # raises if it is not the artifact store alone that is out of reach
-            if tries + 1 < ARTIFACT_TRIES:
-                self.journal.append("artifact", path=path, folder=folder, tries=tries + 1)
-                return
-            self._reject({"artifact": posixpath.join(folder or "", file.name)}, error)
+            if isinstance(error, MlflowException) and error.error_code in REJECTIONS:
+                self._reject({"artifact": posixpath.join(folder or "", file.name)}, error)
+            else:
+                self._waiting = error
+        if self._waiting is not None:
+            self.journal.append("artifact", path=path, folder=folder)
+            return
         shutil.rmtree(file.parent)
 
     def _end(self, status: str, time: int) -> None:
@@ -249,8 +280,9 @@ class RunSender:
             self._log_batch(kind, entities[half:])
 
     def _reject(self, content: dict[str, Any], error: Exception) -> None:
-        logger.warning("MLflow does not take %s: %s", content, error)
-        self.journal.reject(content, str(error))
+        reason = redact(str(error))
+        logger.warning("MLflow does not take %s: %s", content, reason)
+        self.journal.reject(content, reason)
 
 
 class SendingThread(threading.Thread):
@@ -276,6 +308,7 @@ class SendingThread(threading.Thread):
         self._wake = threading.Event()
         self._closing = False
         self._failures = 0
+        self._answered = False
         self._warned = False
 
     def close(self, timeout: float) -> bool:
@@ -286,10 +319,24 @@ class SendingThread(threading.Thread):
         """
         self._closing = True
         self._wake.set()
-        self.join(timeout)
+        self.join(min(timeout, UNSAID))
+        if self.is_alive() and timeout > 2 * UNSAID:
+            store = self._sender.journal.record.tracking_uri
+            logger.info("waiting for MLflow store %s to take the last values, at most %.0f s", store, timeout)
+        self.join(max(0.0, timeout - UNSAID))
         if self.is_alive():
             self._warn(f"it did not take everything within {timeout:g} s")
         return not self.is_alive() and self._failures == 0
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the store has answered, and did so last."""
+        return self._answered and self._failures == 0
+
+    @property
+    def unreachable(self) -> bool:
+        """Whether the store has been asked in vain more than once."""
+        return self._failures > 1
 
     def run(self) -> None:
         """Delivers until closed."""
@@ -325,7 +372,7 @@ class SendingThread(threading.Thread):
                 sender.end_as_killed()
                 sender.journal.close()
             except Exception as error:
-                logger.info("%s has to wait: %s", sender.journal.folder, error)
+                logger.info("%s has to wait: %s", sender.journal.folder, redact(str(error)))
                 waiting.append(sender)
         return waiting
 
@@ -348,7 +395,7 @@ class SendingThread(threading.Thread):
             return False
         if self._failures and self._warned:
             logger.info("MLflow store %s takes values again", sender.journal.record.tracking_uri)
-        self._failures = 0
+        self._failures, self._answered = 0, True
         return True
 
     def _warn(self, reason: str) -> None:
@@ -358,7 +405,7 @@ class SendingThread(threading.Thread):
                 "MLflow store %s cannot be used: %s. The run goes on; what is unsent is kept in %s and sent later, at "
                 "the latest by the next run with this output_dir",
                 self._sender.journal.record.tracking_uri,
-                reason,
+                redact(reason) + (f" ({LOG_IN})" if _UNKNOWN.search(reason) else ""),
                 self._sender.journal.folder,
             )
 

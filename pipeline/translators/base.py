@@ -6,7 +6,7 @@ import inspect
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from pipeline.networks import warp
 
 NetworkFactory = Callable[..., nn.Module]
 Terms = dict[str, Tensor]
+TRUE_FIELD = "true_ddf"  # of a batch whose noise returns its displacement
 
 
 class Translator(nn.Module):
@@ -100,7 +101,8 @@ class Translator(nn.Module):
             batch: ``image`` and ``label``, each (B, C, *spatial) in [-1, 1].
 
         Returns:
-            Outputs (``pred``; ``warped`` and ``ddf`` with registration) and terms by name, each a scalar.
+            Outputs (``pred``; with registration ``warped``, ``ddf`` and what ``correct`` adds) and terms by name, each
+            a scalar.
         """
         raise NotImplementedError
 
@@ -151,20 +153,42 @@ class Translator(nn.Module):
         if self.registration is None:
             raise RuntimeError(f"no registration network: none of {sorted(self.registration_terms)} has a weight")
         ddf = self.registration(moving, fixed)
-        # Where training has diverged, PyTorch's CPU sampling reads outside its memory at NaN and kills the process.
-        return warp(moving, ddf.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)), ddf
+        return self._warp(moving, ddf), ddf
 
-    def correct(self, pred: Tensor, target: Tensor) -> tuple[dict[str, Tensor], Terms]:
-        """Outputs and terms of the registration correction (paper, equations 5 and 6); empty without its weights."""
+    def correct(self, pred: Tensor, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Terms]:
+        """Outputs and terms of the registration correction (paper, equations 5 and 6); empty without its weights.
+
+        Where the registration finds part of its field without weights (``in_parts``, see ``AffineRegistrationNet``),
+        smoothness weighs the network's own part alone, and what is known of the other is among the outputs, as scalars
+        whose names begin with ``registration/``. Where the batch holds the true field, that is taken in place of the
+        network's: no real pair has one, and what it gives is the bound of what any registration can.
+
+        Args:
+            pred: (B, C, *spatial), the prediction.
+            batch: ``label``, the misaligned target, of the same shape; ``true_ddf``, if the training's noise returns
+                its displacement.
+        """
         if self.registration is None:
             return {}, {}
-        warped, ddf = self.register(pred, target)
+        target, facts = batch["label"], {}
+        if TRUE_FIELD in batch:
+            ddf = own = batch[TRUE_FIELD]
+        elif hasattr(self.registration, "in_parts"):
+            ddf, own, facts = cast(Any, self.registration).in_parts(pred, target)
+        else:
+            ddf = own = self.registration(pred, target)
+        warped = self._warp(pred, ddf)
         terms = {}
         if "correction" in self.terms:
             terms["correction"] = self.correction_loss(warped, target)
         if "smoothness" in self.terms:
-            terms["smoothness"] = self.smoothness_loss(ddf)
-        return {"warped": warped, "ddf": ddf}, terms
+            terms["smoothness"] = self.smoothness_loss(own)
+        return {"warped": warped, "ddf": ddf} | {f"registration/{name}": fact for name, fact in facts.items()}, terms
+
+    @staticmethod
+    def _warp(moving: Tensor, ddf: Tensor) -> Tensor:
+        # Where training has diverged, PyTorch's CPU sampling reads outside its memory at NaN and kills the process.
+        return warp(moving, ddf.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
 
     def inference_state_dict(self) -> dict[str, Tensor]:
         """State of what ``forward`` uses: loads strictly into the same translator built without weights."""

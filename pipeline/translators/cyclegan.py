@@ -96,7 +96,7 @@ class CycleGANTranslator(Translator):
         source, target = batch["image"], batch["label"]
         pred = self.generator(source)
         outputs = {"pred": pred}
-        corrected, terms = self.correct(pred, target)
+        corrected, terms = self.correct(pred, batch)
         outputs |= corrected
         if "pixel" in self.terms:
             terms["pixel"] = F.l1_loss(pred, target)

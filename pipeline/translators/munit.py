@@ -114,7 +114,7 @@ class MUNITTranslator(AutoencodingTranslator):
         size = source.shape[2:]
         content, style = self.encoder(source), batch["style"]
         pred = self.decoder(content, style, size)
-        corrected, terms = self.correct(pred, target)
+        corrected, terms = self.correct(pred, batch)
         outputs = {"pred": pred, **corrected}
 
         # What a translation was decoded from, and what it is encoded to; for both directions where both are in use.

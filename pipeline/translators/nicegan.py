@@ -111,7 +111,7 @@ class NICETranslator(Translator):
         features, _ = self.encoder(source)
         pred = self.generator(features, size)
         outputs = {"pred": pred}
-        corrected, terms = self.correct(pred, target)
+        corrected, terms = self.correct(pred, batch)
         outputs |= corrected
         if self.target_encoder is None:
             return outputs, terms

@@ -81,7 +81,7 @@ class UNITTranslator(AutoencodingTranslator):
         latents = [self.encoder(source)]
         code = latents[0] + batch["source_noise"]
         pred = self.decoder(code, size)
-        corrected, terms = self.correct(pred, target)
+        corrected, terms = self.correct(pred, batch)
         outputs = {"pred": pred, **corrected}
 
         if self.target_encoder is not None:

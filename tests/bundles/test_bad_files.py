@@ -52,6 +52,15 @@ CHECKPOINTS = [
         "resumed with other widths",
         resume=True,
         max_epochs=16,
+        noise_level=0,
+        **{"network_def#generator#filters": 8},
+        says="{last} is of another training: network_def#generator#filters was 4, now 8. Give what it was",
+    ),
+    bad(
+        "resumed with other widths all the same",
+        resume=True,
+        resume_changed=True,
+        max_epochs=16,
         **{"network_def#generator#filters": 8},
         says=["{last} was not made by this", "stem.0.weight: file has (4, 1, 7, 7), network expects (8, 1, 7, 7)"],
     ),
@@ -60,6 +69,7 @@ CHECKPOINTS = [
         resume=True,
         max_epochs=16,
         weights={"adversarial": 1},
+        resume_changed=True,
         says=[
             "{last} was trained as CycleGANTranslator(adversarial, correction, smoothness)",
             "this config builds CycleGANTranslator(adversarial)",
@@ -70,13 +80,67 @@ CHECKPOINTS = [
         resume=True,
         max_epochs=16,
         batch_size=1,
-        says=["{last} was made with 6 iterations per epoch, now there are 12", "batch size changed"],
+        noise_level=0,
+        says="{last} is of another training: batch_size was 2, now 1. ",
+    ),
+    *(
+        bad(f"resumed with another {name}", resume=True, max_epochs=16, **{"noise_level": 0, name: value}, says=says)
+        for name, value, says in (
+            ("noise_level", 2, "another training: noise_level was 0, now 2."),
+            ("seed", 1, "another training: seed was 0, now 1."),
+            ("weights#correction", 10, "another training: weights#correction was 20, now 10."),
+            (
+                "source_intensity#upper_percentile",
+                90,
+                "another training: source_intensity#upper_percentile was 99.5, now 90.",
+            ),
+            ("spacing", 4, "spacing was ["),
+            ("min_foreground", 0.2, "another training: min_foreground was 0.1, now 0.2."),
+            (
+                "generator_optimizer#betas",
+                [0.9, 0.999],
+                "generator_optimizer#betas was (0.5, 0.999), now (0.9, 0.999).",
+            ),
+            (
+                "train#dataset#slice_transform",
+                {"_target_": "monai.transforms.RandFlipd", "keys": ["image", "label"]},
+                "augmentation was nothing of the kind, now RandFlipd(",
+            ),
+        )
+    ),
+    bad(
+        "resumed with one voxel that is another",
+        lambda place: place.set_voxel("labels/a.nii.gz", 901),
+        resume=True,
+        noise_level=0,
+        max_epochs=16,
+        says=["another training: data (SHA-256) was ", "now ", "--resume_changed true"],
+    ),
+    bad(
+        "resumed with source and target swapped in the list",
+        lambda place: place.datalist(
+            training=[{"image": f"labels/{name}.nii.gz", "label": f"images/{name}.nii.gz"} for name in "ab"]
+        ),
+        resume=True,
+        noise_level=0,
+        max_epochs=16,
+        says="which patients train, validate and test (SHA-256) was ",
+    ),
+    bad(
+        "resumed with fewer epochs than are done",
+        resume=True,
+        noise_level=0,
+        max_epochs=5,
+        says="{last} is of epoch 15, and max_epochs is 5: nothing is left to train; expected max_epochs of at least 15",
     ),
     bad(
         "checkpoint is cut short",
         lambda place: place.cut_short(place.last),
         resume=True,
-        says="checkpoint {last} cannot be read, it may be cut short",
+        says=[
+            "checkpoint {last} cannot be read, it may be cut short",
+            "{run}/checkpoints/best.pt is whole, and of epoch 15: to go on behind that, copy it to last.pt",
+        ],
     ),
     bad(
         "checkpoint is empty",
@@ -106,6 +170,8 @@ CHECKPOINTS = [
         "optimiser of something else",
         lambda place: edit(place.last, lambda saved: saved["generator_optimizer"]["param_groups"][0]["params"].pop()),
         resume=True,
+        noise_level=0,
+        max_epochs=16,
         says="checkpoint {last}: the state of generator_optimizer does not fit",
     ),
 ]

@@ -1,4 +1,4 @@
-"""All 17 methods of the paper, through the configs: they train, resume, evaluate and translate, and keep apart."""
+"""All methods, of the paper and ours, through the configs: they train, resume, evaluate, translate, and keep apart."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ OWN_WEIGHTS = {
 def expected_weights(name):
     if name == "pix2pix":
         return {"conditional_adversarial": 1, "pixel": 100}
-    mode = {"reggan": "nc+r", "cyclegan": "c"}.get(name) or name.split("-")[1]
+    if name == "reggan-true":
+        return {"adversarial": 1, "correction": 20}
+    mode = {"reggan": "nc+r", "reggan-affine": "nc+r", "cyclegan": "c"}.get(name) or name.split("-")[1]
     identity = METHODS[name].backbone == "nicegan" and "cycle" in MODE_WEIGHTS[mode]
     return MODE_WEIGHTS[mode] | OWN_WEIGHTS[METHODS[name].backbone] | ({"identity": 10} if identity else {})
 
@@ -193,6 +195,11 @@ def test_weights_of_another_backbone_are_refused(assert_refused, backbone, last)
 def test_a_run_of_another_mode_is_not_resumed(assert_refused, overlays, terms):
     says = [f"was trained as {REGGAN}", f"but this config builds CycleGANTranslator({terms})"]
     assert_refused(["train.json", *overlays], None, {"resume": True, "max_epochs": 20}, says)
+
+
+def test_a_run_of_another_registration_is_not_resumed(assert_refused):
+    says = ["was trained with", "RegistrationNet, but this config builds", "AffineRegistrationNet"]
+    assert_refused(["train.json", "affine.json"], None, {"resume": True, "max_epochs": 20}, says)
 
 
 def test_a_stopped_run_is_resumed_with_its_image_pools(run_config, run_until, tmp_path, assert_same):

@@ -82,6 +82,16 @@ def test_config_is_written_whole_and_runs_by_itself(tmp_path):
     assert parse(written).get_parsed_content("noise::level") == 3
 
 
+def test_no_password_is_written(tmp_path):
+    uri = "http://me:pa@ss@host:5000/?token=abc"
+    config = folder_config(tmp_path, tracking_uri=uri, tracker={"note": f"see {uri}", "all": [uri]})
+    parse(config).get_parsed_content("folder").begin()
+    written = (tmp_path / "run" / "config.json").read_text()
+    assert "pa@ss" not in written
+    assert "abc" not in written
+    assert json.loads(written)["tracking_uri"] == "http://host:5000/"
+
+
 def test_an_earlier_run_is_set_aside_whole(tmp_path):
     RunFolder(tmp_path).begin()
     (tmp_path / "checkpoints").mkdir()

@@ -18,8 +18,10 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from pipeline.data import make_phantom
+from pipeline.data import ensure_phantom, make_phantom
 from pipeline.studies.noise.cells import read_progress
+from pipeline.studies.noise.grid import Study
+from pipeline.workflow import ConfigWorkflow
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "noise_study.py"
 QUICK = SCRIPT.parent / "studies" / "quick.yaml"
@@ -147,6 +149,15 @@ def test_quick_preset(run, phantom, tmp_path):
     refused = run(words(phantom, tmp_path / "out", "--study", other))
     assert refused.returncode == 2
     assert "holds a run of other settings: settings#fit is 'resize', now None" in refused.stderr
+
+
+def test_an_epoch_of_the_quick_preset_is_its_four_steps(tmp_path):
+    quick = Study.load(QUICK)
+    data = ensure_phantom(tmp_path / "phantom", **quick.phantom)
+    [cell, *_] = quick.cells()
+    settings = {**quick.settings, "dataset_dir": data, "store": "none", "device": "cpu", "tracking_uri": "none"}
+    workflow = ConfigWorkflow(quick.chain(cell), output_dir=str(tmp_path / "run"), **settings)
+    assert len(workflow.part("train#dataloader")) == quick.steps == 4
 
 
 @pytest.mark.parametrize("kind", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])

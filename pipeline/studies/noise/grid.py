@@ -16,6 +16,8 @@ from pipeline.methods import METHODS
 from transforms import MAX_NOISE_LEVEL, NOISE_KINDS
 
 DEFAULT_DATASET = "phantom"
+# What a study may choose of its phantom, see `pipeline.data.phantom.PhantomParameters`.
+PHANTOM = ("subjects", "resolution")
 # What a cell is may not be set for all of them; where things lie is the study's business.
 RESERVED = (
     "noise_level",
@@ -68,6 +70,8 @@ class Study:
             compare with the target, such as CycleGAN, need not be run at all of them.
         seeds: of the runs.
         datasets: folder by name; None for the phantom that the project makes.
+        phantom: what that phantom is made of, such as ``{"subjects": (1, 1, 1), "resolution": 8.0}``; it then lies in
+            the study's folder. None for the one that the project makes by default.
         steps: training steps of each run, rounded to whole epochs; None leaves the length to ``settings``.
         overlays: configs stacked over each method's chain, such as ``("paper.json",)``.
         settings: of each run, by their path in the config, such as ``{"batch_size": 4}``.
@@ -87,6 +91,7 @@ class Study:
     method_noise: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     datasets: Mapping[str, str | None] = field(default_factory=lambda: {DEFAULT_DATASET: None})
+    phantom: Mapping[str, Any] | None = None
     steps: int | None = None
     overlays: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -110,6 +115,8 @@ class Study:
                 raise ValueError(f"seeds must be whole numbers of at least 0, got {seed!r}")
         if not self.datasets:
             raise ValueError("datasets must name at least one data set, got none")
+        for name in self.phantom or {}:
+            _check_known(name, PHANTOM, "phantom")
         for method in self.method_noise:
             _check_known(method, self.methods, "method_noise")
         for noise in (self.noise, *self.method_noise.values()):
@@ -167,7 +174,9 @@ class Study:
         for entry in ("methods", "seeds", "overlays", "gallery"):
             if entry in values:
                 values[entry] = _as_tuple(entry, values[entry])
-        for entry in ("datasets", "settings", "method_noise", "method_settings"):
+        if values.get("phantom") is None:
+            values.pop("phantom", None)
+        for entry in ("datasets", "settings", "method_noise", "method_settings", "phantom"):
             if entry in values and not isinstance(values[entry], Mapping):
                 raise ValueError(f"{entry} must be a mapping, got {values[entry]!r}")
         values["noise"] = _as_noise("noise", values["noise"])

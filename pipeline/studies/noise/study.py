@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from pipeline.bundle import project_dir
 from pipeline.data import ensure_phantom
+from pipeline.provenance import redact
 from pipeline.reporting.tables import plain_table
 from pipeline.studies.noise.cells import SAMPLES, is_finished, read_done, read_progress
 from pipeline.studies.noise.grid import Cell, Study
@@ -85,16 +87,27 @@ def run_study(
         ValueError: see `StudyRunner`.
         RuntimeError: see `StudyRunner`.
     """
-    if None in study.datasets.values():  # made once, before cells could make it at the same time
-        ensure_phantom(project_dir() / "data" / "phantom")
+    study = _with_phantom(study, folder)
     runner = StudyRunner(study, folder, jobs, devices, scheduler)
     try:
+        command = redact(command)
         report = _report(runner, command) if only_report else _tracked(runner, tracking_uri, command)
     finally:
         runner.close()
     missing = [cell for cell in runner.cells if not runner.finished(cell)]
     print(f"\n{len(runner.cells) - len(missing)} of {len(runner.cells)} cells are finished.\nReport: {report.html}")
     return 1 if missing else 0
+
+
+def _with_phantom(study: Study, folder: Path) -> Study:
+    """The study with its phantom made: once, before cells could make it at the same time."""
+    if None not in study.datasets.values():
+        return study
+    if study.phantom is None:
+        ensure_phantom(project_dir() / "data" / "phantom")
+        return study
+    made = ensure_phantom(folder / "phantom", **study.phantom)
+    return replace(study, datasets={name: made if path is None else path for name, path in study.datasets.items()})
 
 
 def _tracked(runner: StudyRunner, tracking_uri: str | None, command: str) -> Report:

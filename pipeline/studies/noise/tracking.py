@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from pipeline.bundle import project_dir
 from pipeline.studies.noise.grid import Cell, Study
 from pipeline.tracking import MLflowRun
 from pipeline.tracking.journal import RUN_FILE
+from pipeline.tracking.rules import without_credentials
 from pipeline.tracking.sender import PARENT_TAG
 
 PATIENCE = 90.0  # seconds to wait for the store; a new database takes some
@@ -39,13 +41,16 @@ class StudyTracker(MLflowRun):
             tags={"study": study.name},
             resume=(output_dir / RUN_FILE).is_file(),
         )
+        if tracking_uri is not None and without_credentials(tracking_uri) != tracking_uri:
+            os.environ["MLFLOW_TRACKING_URI"] = tracking_uri  # a cell's settings lie on disk
+            tracking_uri = None
         self._study, self._given_uri = study, tracking_uri
 
     def start(self) -> None:
         """Begin the parent run, and wait until the store knows it."""
         super().start()
         deadline = time.monotonic() + PATIENCE
-        while self.tracking_uri and self.run_id is None and time.monotonic() < deadline:
+        while self.tracking_uri and self.run_id is None and not self.unreachable and time.monotonic() < deadline:
             time.sleep(0.1)
 
     def run_settings(self, cell: Cell) -> dict[str, Any]:

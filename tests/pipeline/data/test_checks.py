@@ -87,7 +87,7 @@ def test_missing_file(cases, tmp_path):
 
 def test_folder_in_place_of_a_file(cases, tmp_path):
     cases["training"][0]["image"] = str(tmp_path)
-    assert faults_of(cases) == [f"{tmp_path}: is a folder, expected a file"]
+    assert faults_of(cases) == [f"{tmp_path}: is a folder, expected a file or a folder of DICOM"]
 
 
 @pytest.mark.parametrize("kept", [0, 20, 0.5, -12])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.data import Cases, DataError, load_cases
+from pipeline.data.datalist import _pair
 from pipeline.io import name_of
 
 SHAPE = (8, 7, 5)
@@ -520,3 +522,17 @@ def test_arguments_out_of_range_are_refused(tmp_path, arguments, message):
 )
 def test_name_of_a_file(path, name):
     assert name_of(path) == name
+
+
+def test_a_stray_file_among_thousands_of_slices_costs_no_time(tmp_path):
+    """Listing compared every file with every image: 15 s for 8,000 slices, 4 times as many for twice as many."""
+    for folder in ("A", "B"):
+        (tmp_path / folder).mkdir()
+        for number in range(2000):
+            (tmp_path / folder / f"{number:05}.npy").touch()
+        (tmp_path / folder / "notes.txt").touch()
+    start = time.process_time()
+    pairs, faults = _pair(tmp_path / "A", tmp_path / "B")
+    assert len(pairs) == 2000
+    assert faults == []
+    assert time.process_time() - start < 0.8  # of which most is for asking the system about each file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -122,9 +123,13 @@ def test_each_file_says_which_epoch_it_is_of(make_translator, make_recipe, tmp_p
 
 
 def test_leftovers_of_a_killed_writer_are_removed(make_translator, tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "tmpabc").write_bytes(b"half")
+    for name in ("checkpoints/.best.pt", ".model.pt"):
+        (tmp_path / f"{name}.{dead.pid}.part").write_bytes(b"half")
     make_run(make_translator, tmp_path, max_epochs=1)[0].run()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "model.pt"]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from ignite.engine import Engine, Events
 
+from pipeline.ending import Terminated
 from pipeline.handlers import on_exception
-from pipeline.tracking.sigterm import Terminated
 
 
 def failing(error: BaseException) -> Engine:

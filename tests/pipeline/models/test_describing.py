@@ -76,7 +76,9 @@ def test_what_is_described_is_built_again(factory):
 
 
 @pytest.mark.parametrize(
-    "factory", [lambda: ResNetGenerator(), partial(lambda filters: None, filters=4), torch.zeros], ids=repr
+    "factory",
+    [lambda: ResNetGenerator(), partial(lambda filters: None, filters=4), torch.zeros],
+    ids=["a lambda", "a part of one", "a built-in function"],
 )
 def test_other_factories_are_refused(factory):
     with pytest.raises(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.models import ContradictionError, ModelError, Recipe, StartingPoint
-from pipeline.networks import PatchDiscriminator, RegistrationNet, ResNetGenerator, UNITGenerator
+from pipeline.networks import AffineRegistrationNet, PatchDiscriminator, RegistrationNet, ResNetGenerator, UNITGenerator
 from pipeline.translators import CycleGANTranslator, UNITTranslator
 from transforms import ScaleCTIntensityd, ScaleMRIntensityd
 
@@ -158,6 +158,13 @@ def test_networks_that_are_asked_for_have_to_be_the_model_s(trained):
         "- network_def#generator#filters: given 8, the model has 4",
         "- network_def#registration#channels: given [8, 8], the model has [4, 4]",
     ]
+
+
+def test_registration_is_of_the_kind_that_is_asked_for_and_its_weights_go_on(trained):
+    for kind in (AffineRegistrationNet, RegistrationNet):
+        network = build(trained / "model.pt", registration=partial(kind, spatial_dims=2, channels=None))
+        assert type(network.registration) is kind
+        assert parts_equal(network, build(trained / "model.pt")) == {"generator", "discriminator", "registration"}
 
 
 def test_scaling_and_grid_have_to_be_the_model_s(trained, make_recipe):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -98,5 +99,40 @@ def test_a_full_disk_is_warned_of_once(
         for n in range(3):
             journal.append("metrics", n=n)
     journal.append("metrics", n=3)
-    assert [json.loads(path.read_text())["n"] for path in journal.closed_segments()] == [3]
+    found = [record["n"] for path in journal.closed_segments() for record in read_segment(path)]
+    assert found == [0, 1, 2, 3]  # kept in memory meanwhile
     assert len(caplog.records) == 1
+
+
+def test_a_record_that_the_disk_takes_in_part_is_whole_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path / "a", RECORD)
+    journal.append("metrics", n=0)
+    write = os.write
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda descriptor, line: write(descriptor, line[:7]))
+        journal.append("metrics", n=1)
+        [segment] = journal.closed_segments()
+        assert [record["n"] for record in read_segment(segment)] == [0]
+        assert [json.loads(line)["n"] for line in journal.in_memory()] == [1]
+    journal.append("metrics", n=2)
+    found = [record["n"] for path in journal.closed_segments() for record in read_segment(path)]
+    assert found == [0, 1, 2]
+    assert journal.in_memory() == []
+
+
+def test_what_no_disk_took_and_was_sent_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Journal(tmp_path / "a", RECORD)
+    monkeypatch.setattr(journal, "_write", lambda line: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    for n in range(3):
+        journal.append("metrics", n=n)
+    sent = journal.in_memory()
+    journal.append("metrics", n=3)
+    journal.forget(sent)
+    assert [json.loads(line)["n"] for line in journal.in_memory()] == [3]
+    caplog.clear()
+    journal.close()
+    assert "1 records for MLflow are lost" in caplog.text

@@ -72,6 +72,39 @@ def test_credentials_are_taken_out_of_addresses() -> None:
 
 
 @pytest.mark.parametrize(
+    ("uri", "clean"),
+    [
+        ("http://h:5/?token=abc&a=1", "http://h:5/?a=1"),
+        ("http://TOKEN@h:5", "http://h:5"),
+        ("http://me:p%40ss@h:5/a", "http://h:5/a"),
+        ("postgresql://u:p@h/db?password=x&connect_timeout=3", "postgresql://h/db?connect_timeout=3"),
+        ("sqlite:////a/b@c.db?timeout=9", "sqlite:////a/b@c.db?timeout=9"),
+    ],
+)
+def test_addresses_are_kept_without_what_is_secret(uri: str, clean: str) -> None:
+    assert without_credentials(uri) == clean
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("http://me:p/ss@h:5", "percent-encoded"),
+        ("http://me:pass@[::1:9", "is no address"),
+        ("htpp://me:pass@h:5", "begins with 'htpp', expected 'http'"),
+        ("folder/me:pass?token=pass", "no longer keeps runs in plain folders"),
+    ],
+)
+def test_what_is_no_address_is_refused_without_its_password(uri: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as caught:
+        resolve_tracking_uri(uri, DEFAULT)
+    assert "p/ss" not in str(caught.value)
+    assert "token=pass" not in str(caught.value)
+    assert ":pass@" not in str(caught.value)
+    with pytest.raises(ValueError, match="must be the address of an MLflow store, or none, got 5"):
+        resolve_tracking_uri(5, DEFAULT)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
     ("name", "key"),
     [
         ("train/generator/adversarial", "train/generator/adversarial"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any
 import pytest
 from ignite.engine import Engine, Events
 
+from pipeline.ending import Terminated
 from pipeline.handlers import MLflowTracker
 from pipeline.tracking import sender as mlflow_sender
-from pipeline.tracking.sigterm import Terminated
+from pipeline.tracking.journal import RunRecord
 
 _spec = importlib.util.spec_from_file_location("tracked_run", Path(__file__).with_name("tracked_run.py"))
 tracked_run = importlib.util.module_from_spec(_spec)
@@ -91,6 +93,7 @@ def test_a_run_holds_settings_numbers_files_and_origin(tmp_path: Path, store: st
         **{name: str(fact) for name, fact in facts.items()},
     }
     assert tags["env.device"] == "cpu"
+    assert (tags["mlflow.source.name"], tags["mlflow.source.type"]) == (Path(sys.argv[0]).name, "LOCAL")
     assert {"env.python", "env.torch", "env.monai", "env.mlflow", "env.ignite", "env.os"} <= set(tags)
     assert history(store, tracker.run_id) == EXPECTED_HISTORY
     artifacts = Path(tmp_path / "store" / "mlartifacts" / tracker.run_id / "artifacts")
@@ -244,6 +247,22 @@ def test_durations_must_be_positive(tmp_path: Path, name: str) -> None:
 
 def test_it_says_how_to_look_at_the_store(tmp_path: Path) -> None:
     database = MLflowTracker(tmp_path, tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
-    assert database.how_to_look == f"mlflow ui --backend-store-uri sqlite:///{tmp_path / 'mlflow.db'}"
+    command = f"mlflow ui --workers 1 --backend-store-uri sqlite:///{tmp_path / 'mlflow.db'}"
+    assert str(database.how_to_look) == f"{command}, then http://127.0.0.1:5000/"
     server = MLflowTracker(tmp_path, tracking_uri="http://127.0.0.1:5000")
-    assert server.how_to_look == "http://127.0.0.1:5000"
+    assert str(server.how_to_look) == "http://127.0.0.1:5000"
+    page = "/#/experiments/7/runs?compareRunsMode=CHART&workflowType=machine_learning"
+    for tracker in (database, server):
+        tracker._record = RunRecord(tracker.tracking_uri, "reggan", experiment_id="7")
+        assert str(tracker.how_to_look).endswith(f"http://127.0.0.1:5000{page}")
+
+
+def test_losses_are_told_as_means(tmp_path: Path, store: str) -> None:
+    """Of so many iterations, and of what is left at the end of an epoch, whatever the collector brings at a time."""
+    trainer, tracker = build(tmp_path, store, loss_interval=5)
+    run(trainer)
+    found = history(store, tracker.run_id)["train/generator/adversarial"]
+    windows = [(1, 5), (6, 6), (7, 10), (11, 12), (13, 15), (16, 18)]
+    assert found == [(last, sum(range(first, last + 1)) / 8 / (last - first + 1)) for first, last in windows]
+    with pytest.raises(ValueError, match="loss_interval must be a whole number of at least 1, got 0"):
+        build(tmp_path, store, loss_interval=0)

@@ -46,7 +46,12 @@ def build(output_dir: Path, uri: str | None, **options: Any) -> tuple[Engine, ML
     evaluator.add_event_handler(Events.EPOCH_COMPLETED, score)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
     LossCollector(interval=4).attach(trainer)
-    options = {"send_interval": SOON, "close_timeout": PATIENCE, "artifacts": ("pictures",)} | options
+    options = {
+        "send_interval": SOON,
+        "close_timeout": PATIENCE,
+        "artifacts": ("pictures",),
+        "loss_interval": 1,
+    } | options
     tracker = MLflowTracker(
         output_dir, tracking_uri=uri, optimizers={"generator": optimizer}, evaluator=evaluator, **options
     )

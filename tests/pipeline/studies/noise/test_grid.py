@@ -119,3 +119,13 @@ def test_a_file_is_named_like_itself(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("methods: [reggan]\nnoise: {affine: [1]}\n")
     assert Study.load(path).name == "mine"
+
+
+def test_a_phantom_of_its_own_is_named_and_checked():
+    content = {"name": "s", "methods": ["reggan"], "noise": {"affine": [0]}}
+    assert Study.from_mapping({**content, "phantom": {"resolution": 8.0}}).phantom == {"resolution": 8.0}
+    assert Study.from_mapping({**content, "phantom": None}).phantom is None
+    with pytest.raises(ValueError, match="'sise'"):
+        Study.from_mapping({**content, "phantom": {"sise": 3}})
+    with pytest.raises(ValueError, match="phantom must be a mapping, got 8"):
+        Study.from_mapping({**content, "phantom": 8})

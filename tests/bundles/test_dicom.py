@@ -1,0 +1,270 @@
+"""From a scanner's series to a derived one in an archive, by the bundle's own commands, and no patient by name."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import requests
+import torch
+
+from pipeline.errors import first_cause
+from pipeline.io import find_series, read_image
+
+ROOT = Path(__file__).resolve().parents[2]
+SPACING = (2.0, 2.0, 4.0)
+PLUGINS = sorted(Path("/usr/share/orthanc/plugins").glob("libOrthancDicomWeb*"))
+
+
+def script():
+    spec = importlib.util.spec_from_file_location("translate_dicom", ROOT / "scripts" / "translate_dicom.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def studies(dataset_dir, make_dicom, tmp_path_factory):
+    """The data set's patients as studies of two series each, source and target."""
+    root = tmp_path_factory.mktemp("studies")
+    for number, name in enumerate("abcd"):
+        study = f"1.2.826.0.1.{number + 1}"
+        for kind, title in (("images", "T1W tra"), ("labels", "T2W tra")):
+            volume = np.rint(nib.load(dataset_dir / kind / f"{name}.nii.gz").get_fdata()).astype(np.uint16)
+            make_dicom(root / name / kind, volume, spacing=SPACING, suffix="", study=study, description=title)
+    return root
+
+
+@pytest.fixture
+def model_file(make_recipe, make_translator, tmp_path):
+    """A model that nobody trained, which says that it makes T2."""
+    network = make_translator()
+    recipe = make_recipe(network)
+    recipe["target"] = {**recipe["source"], "modality": "T2", "window": [0.0, 1500.0]}
+    network.recipe = recipe
+    torch.save(network.inference_state_dict(), tmp_path / "model.pt")
+    return tmp_path / "model.pt"
+
+
+@pytest.fixture
+def derived(run_config, model_file, studies, tmp_path):
+    """What inference.json makes of patient d: a volume and a series."""
+    out = tmp_path / "derived"
+    image = {"image": str(studies / "d"), "series": "T1W*"}
+    run_config("inference.json", checkpoint=str(model_file), output_dir=str(out), **image)
+    return out
+
+
+def test_inference_writes_a_derived_series_beside_the_volume(derived, studies):
+    assert sorted(path.name for path in derived.iterdir()) == [
+        "d_series3_derived",
+        "d_series3_translated.nii.gz",
+    ]
+    volume, series = (read_image(path) for path in sorted(derived.iterdir(), reverse=True))
+    source = read_image(studies / "d" / "images")
+    np.testing.assert_allclose(series.affine, source.affine)
+    np.testing.assert_allclose(volume.affine, source.affine, atol=1e-5)
+    slices = [pydicom.dcmread(file) for file in sorted((derived / "d_series3_derived").iterdir())]
+    assert len(slices) == source.shape[-1]
+    told = slices[0].DerivationDescription
+    factor = float(told.split("times ")[1].split()[0].rstrip(".")) if "times" in told else 1.0
+    np.testing.assert_allclose(series.numpy() / factor, volume.numpy().clip(0), atol=0.5001 / factor)
+    assert "method reggan" in told
+
+
+def test_the_script_does_the_same(derived, model_file, studies, tmp_path, capsys):
+    arguments = [
+        str(studies / "d"),
+        str(tmp_path / "out"),
+        "--checkpoint",
+        str(model_file),
+        "--device",
+        "cpu",
+    ]
+    with pytest.raises(SystemExit):
+        script().main(arguments)
+    said = capsys.readouterr().err
+    assert "holds 2 DICOM series, and it is not clear which is meant" in said
+    assert '"T2W tra" (MR, 6 images, ' in said
+    assert not (tmp_path / "out").exists()
+    assert script().main([*arguments, "--series", "t1w*"]) == 0
+    here, there = (
+        np.stack([pydicom.dcmread(file).pixel_array for file in sorted(folder.iterdir())])
+        for folder in (tmp_path / "out", derived / "d_series3_derived")
+    )
+    np.testing.assert_array_equal(here, there)
+
+
+@pytest.mark.parametrize("lost", ["gap", "empty"])
+def test_a_broken_series_leaves_nothing(run_config, model_file, studies, tmp_path, lost):
+    shutil.copytree(studies / "d" / "images", tmp_path / "in")
+    (tmp_path / "in" / "IM0003").unlink() if lost == "gap" else (tmp_path / "in" / "IM0003").write_bytes(b"")
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        run_config(
+            "inference.json",
+            checkpoint=str(model_file),
+            image=str(tmp_path / "in"),
+            output_dir=str(tmp_path / "out"),
+        )
+    says = "5 slices where 6 at 4 mm belong" if lost == "gap" else "IM0003, which is empty"
+    assert says in str(first_cause(caught.value))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_nobody_is_named_by_a_training(studies, person, tmp_path, run_config, caplog, capfd):
+    """Training on studies with MLflow, then translation."""
+    caplog.set_level(logging.DEBUG)
+    pairs = [
+        {"image": str(studies / name / "images"), "label": f"{studies / name}::T2W*", "patient": name} for name in "abc"
+    ]
+    lists = {"training": pairs[:2], "validation": pairs[2:], "test": []}
+    (tmp_path / "datalist.json").write_text(json.dumps(lists))
+    out = tmp_path / "output"
+    run_config(
+        "train.json",
+        dataset_dir=str(tmp_path),
+        datalist=str(tmp_path / "datalist.json"),
+        output_dir=str(out / "run"),
+        store=str(out / "store"),
+        tracking_uri=f"sqlite:///{out / 'mlflow.db'}",
+    )
+    translate_and_search(out, out / "run" / "model.pt", studies, person, tmp_path, run_config, caplog, capfd)
+    assert any(path.suffix == ".db" for path in out.iterdir())
+
+
+def test_nobody_is_named_by_a_translation(studies, model_file, person, tmp_path, run_config, caplog, capfd):
+    caplog.set_level(logging.DEBUG)
+    translate_and_search(tmp_path / "output", model_file, studies, person, tmp_path, run_config, caplog, capfd)
+
+
+def translate_and_search(out, model, studies, person, tmp_path, run_config, caplog, capfd):
+    """Only the derived series says whose it is, and a deidentified one does not."""
+    typed = tmp_path / "in" / f"{person['PatientID']}_T1"
+    shutil.copytree(studies / "d" / "images", typed)
+    for name, settings in (("plain", {}), ("nobody", {"deidentify": True})):
+        run_config("inference.json", checkpoint=str(model), image=str(typed), output_dir=str(out / name), **settings)
+    shown = capfd.readouterr()
+    (series,) = (path for path in (out / "plain").iterdir() if path.is_dir())
+    secrets = [*person.values(), "Musterfrau", "Erika"]
+    assert pydicom.dcmread(next(series.iterdir())).PatientID == person["PatientID"]
+    for path in out.rglob("*"):
+        content = path.read_bytes() if path.is_file() and path.parent != series else b""
+        for value in secrets:
+            assert value not in str(path.relative_to(out)), path
+            assert value.encode() not in content, (path, value)
+            assert value.encode("utf-16-le") not in content, (path, value)
+    # The one thing that names the patient in the log is what was typed.
+    log = (caplog.text + shown.out + shown.err).replace(str(typed), "TYPED")
+    assert [value for value in secrets if value in log] == []
+
+
+@pytest.fixture(scope="module")
+def orthanc(tmp_path_factory):
+    """An Orthanc server of this machine: address of its DICOMweb service, and its port for C-STORE."""
+    if shutil.which("Orthanc") is None or not PLUGINS:
+        pytest.skip("needs Debian's packages orthanc and orthanc-dicomweb")
+    import socket
+
+    folder = tmp_path_factory.mktemp("orthanc")
+    ports = []
+    for _ in range(2):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            ports.append(probe.getsockname()[1])
+    settings = {
+        "StorageDirectory": str(folder / "storage"),
+        "IndexDirectory": str(folder / "storage"),
+        "HttpPort": ports[0],
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "DicomAet": "ARCHIVE",
+        "DicomPort": ports[1],
+        "DicomAlwaysAllowStore": False,
+        "DicomCheckModalityHost": True,
+        "DicomModalities": {"sender": ["SENDER", "127.0.0.1", 104]},
+        "Plugins": [str(PLUGINS[0])],
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }
+    (folder / "orthanc.json").write_text(json.dumps(settings))
+    with (folder / "log.txt").open("wb") as log:
+        process = subprocess.Popen(["Orthanc", str(folder / "orthanc.json")], stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{ports[0]}/dicom-web"
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            assert process.poll() is None, (folder / "log.txt").read_text()[-2000:]
+            assert time.monotonic() < deadline, (folder / "log.txt").read_text()[-2000:]
+            try:
+                requests.get(f"{address}/studies", timeout=10).raise_for_status()
+                break
+            except requests.RequestException:
+                time.sleep(0.2)
+        yield address, ports[1]
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def store_by_network(files, port):
+    from pynetdicom import AE
+
+    entity = AE(ae_title="SENDER")
+    entity.add_requested_context(pydicom.uid.MRImageStorage, pydicom.uid.ExplicitVRLittleEndian)
+    association = entity.associate("127.0.0.1", port, ae_title="ARCHIVE")
+    assert association.is_established
+    try:
+        return [association.send_c_store(pydicom.dcmread(file)).Status for file in files]
+    finally:
+        association.release()
+
+
+@pytest.mark.parametrize("way", ["C-STORE", "STOW-RS"])
+def test_an_archive_takes_it_and_gives_it_back(derived, orthanc, tmp_path, write_slice, way):
+    pytest.importorskip("pynetdicom")
+    client = pytest.importorskip("dicomweb_client.api").DICOMwebClient(orthanc[0])
+    sent = derived / "d_series3_derived"
+    files = sorted(sent.iterdir())
+    if way == "C-STORE":
+        assert store_by_network(files, orthanc[1]) == [0] * len(files)
+    else:
+        client.store_instances([pydicom.dcmread(file) for file in files])
+    first = pydicom.dcmread(files[0])
+    back = client.retrieve_series(first.StudyInstanceUID, first.SeriesInstanceUID)
+    assert len(back) == len(files)
+    (tmp_path / "back").mkdir()
+    for data in back:
+        write_slice(tmp_path / "back" / f"{data.SOPInstanceUID}", data)
+    (one,) = find_series(tmp_path / "back")
+    assert one.description == "SYNTHETIC T2, NOT FOR CLINICAL USE"
+    before, after = read_image(sent), read_image(tmp_path / "back")
+    np.testing.assert_array_equal(before.numpy(), after.numpy())
+    np.testing.assert_array_equal(before.affine.numpy(), after.affine.numpy())
+    volume = read_image(derived / "d_series3_translated.nii.gz")
+    np.testing.assert_allclose(after.numpy(), volume.numpy().clip(0), atol=0.5001)
+    np.testing.assert_allclose(after.affine, volume.affine, atol=1e-5)
+    found = client.search_for_series(first.StudyInstanceUID)
+    assert first.SeriesInstanceUID in {one["0020000E"]["Value"][0] for one in found}  # in the source's study
+
+
+@pytest.mark.slow
+def test_the_command_line(model_file, studies, tmp_path, person):
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "bundles/reggan/configs/inference.json"]
+    command += ["--image", studies / "d", "--series", "T1W tra", "--output_dir", tmp_path / "out", "--device", "cpu"]
+    command += ["--checkpoint", model_file, "--deidentify", "true"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([str(part) for part in command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert len(list((tmp_path / "out" / "d_series3_derived").iterdir())) == 6
+    assert not [value for value in person.values() if value in result.stdout + result.stderr]

@@ -1,0 +1,22 @@
+"""Runs commands one after the other, each in a fork of this process: importing costs more than running.
+
+Reads one JSON list of words (what follows ``python``) from each line of standard input, and answers with one line of
+JSON: the exit status and what was printed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path.cwd() / "scripts"))
+
+import try_faults  # its imports are those of all commands
+from faults.trial import command
+
+if __name__ == "__main__":
+    print(json.dumps(["ready", str(try_faults.pipeline.__file__)]), flush=True)
+    for line in sys.stdin:
+        done = command(json.loads(line), Path.cwd(), timeout=600)
+        print(json.dumps([done.code, done.text]), flush=True)

@@ -1,0 +1,68 @@
+"""A known displacement is found, and what cannot be found is said."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.preparation.cases import Thresholds, resample
+from pipeline.preparation.mask import foreground_mask
+from pipeline.preparation.registration import (
+    RegistrationError,
+    Scan,
+    about,
+    distance,
+    matrix_of,
+    points_of,
+    register,
+    rotation,
+    transform_of,
+)
+
+
+def masks(*scans):
+    return [foreground_mask(scan.voxels, scan.spacing) for scan in scans]
+
+
+def moved(scan, matrix):
+    """A scan whose header puts it elsewhere."""
+    return Scan(scan.voxels, matrix @ scan.affine)
+
+
+def test_matrices_pass_through_itk_unchanged():
+    matrix = about(rotation(0, 0.2) @ rotation(2, -0.3), np.array([5.0, -7, 20]), np.array([3.0, 4, -9]))
+    np.testing.assert_allclose(matrix_of(transform_of(matrix, np.array([1.0, 2, 3]))), matrix, atol=1e-9)
+
+
+def test_a_large_displacement_is_found_where_one_start_is_not_enough(people):
+    source, target = people[1]
+    matrix = about(rotation(0, 0.2) @ rotation(2, 0.15), np.zeros(3), np.array([-6.0, 14, 18]))
+    displaced = moved(target, matrix)
+    mask, other = masks(source, displaced)
+    found = register(source, displaced, mask, other)
+    assert distance(found.matrix, matrix, points_of(Scan(mask, source.affine))) < 0.5
+    assert found.after > found.before
+    assert Thresholds().judge(found) == ("good", [])
+    assert found.mean == pytest.approx(distance(matrix, np.eye(4), points_of(Scan(mask, source.affine))), abs=0.5)
+
+
+def test_another_patient_is_flagged(people):
+    source, target = people[1][0], people[2][1]
+    verdict, reasons = Thresholds().judge(register(source, target, *masks(source, target)))
+    assert verdict != "good"
+    assert reasons
+
+
+def test_nothing_in_common_is_an_error(people):
+    source, target = people[1]
+    with pytest.raises(RegistrationError, match="no foreground"):
+        register(source, target, np.zeros(source.voxels.shape, bool), masks(target)[0])
+
+
+def test_resampling_takes_values_where_the_matrix_says():
+    ramp = Scan(np.arange(20.0)[:, None, None] * np.ones((1, 6, 6)), np.diag([2.0, 2, 2, 1]))
+    values, inside = resample(ramp, about(np.eye(3), np.zeros(3), np.array([3.0, 0, 0])), (20, 6, 6), ramp.affine)
+    np.testing.assert_allclose(values[:18, 3, 3], np.arange(18) + 1.5, atol=0.02)
+    assert inside[:18].all()
+    assert not inside[19:].any()
+    assert values[19, 0, 0] == 0

@@ -1,0 +1,103 @@
+"""Pairs are found in the layouts that data sets come in, and patients are persons."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline.preparation.studies import StudiesError, find_pairs, patient_of
+
+LAYOUTS = {
+    "BIDS": (
+        ["sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz", "sub-01/ses-1/anat/sub-01_ses-1_T2w.nii.gz",
+         "sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz", "sub-01/ses-2/anat/sub-01_ses-2_T2w.nii.gz",
+         "sub-02/anat/sub-02_T1w.nii.gz", "sub-02/anat/sub-02_T2w.nii.gz"],
+        ("T1W", "T2W"), ["sub-01", "sub-01", "sub-02"],
+    ),
+    "BraTS": (
+        [f"{case}/{case}_{scan}.nii.gz" for case in ("BraTS21_001", "BraTS21_002")
+         for scan in ("t1", "t1ce", "t2", "flair", "seg")],
+        ("T1", "T2"), ["BraTS21_001", "BraTS21_002"],
+    ),
+    "IXI": (
+        [f"IXI-{scan}/IXI{number}-Guys-0828-{scan}.nii.gz" for number in ("002", "012") for scan in ("T1", "T2")],
+        ("T1", "T2"), ["IXI/IXI002-Guys-0828", "IXI/IXI012-Guys-0828"],
+    ),
+    "SynthRAD": (
+        [f"{case}/{scan}.mha" for case in ("1BA001", "1BA005") for scan in ("mr", "ct", "mask")],
+        ("mr", "ct"), ["1BA001", "1BA005"],
+    ),
+    "folders": (
+        [f"patient12_study{number}/{scan}.nii.gz" for number in (1, 2) for scan in ("T1W", "T2W", "FLAIR")],
+        ("T1W", "FLAIR"), ["patient12", "patient12"],
+    ),
+    "Decathlon": (
+        [f"{folder}/{case}.nii.gz" for folder in ("imagesTr", "labelsTr") for case in ("a", "b")],
+        ("MR", "CT"), ["a", "b"],
+    ),
+}  # fmt: skip
+
+
+def touch(root, names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout, tmp_path):
+    names, (source, target), patients = LAYOUTS[layout]
+    touch(tmp_path, names)
+    found = find_pairs(tmp_path, source, target)
+    assert [pair.patient for pair in found.pairs] == patients
+    assert not found.left_out
+    for pair in found.pairs:
+        assert pair.source != pair.target
+        assert (pair.mask is not None) == (layout == "SynthRAD")
+
+
+def test_nnunet_channels_go_by_their_names(tmp_path):
+    touch(tmp_path, [f"imagesTr/case{number}_{channel}.nii.gz" for number in (1, 2) for channel in ("0000", "0001")])
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "FLAIR"}}))
+    pairs = find_pairs(tmp_path, "flair", "T1").pairs
+    assert [(pair.patient, pair.source[-11:], pair.target[-11:]) for pair in pairs] == [
+        (name, "0001.nii.gz", "0000.nii.gz") for name in ("case1", "case2")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "patient"),
+    [
+        ("patient12_study1", "patient12"), ("P1_visit1", "P1"), ("001-t0", "001"), ("p1_20200101", "p1"),
+        ("p1/study2", "p1"), ("p1/20200101", "p1"), ("sub-07_ses-2", "sub-07"),
+        ("IXI002-Guys-0828", "IXI002-Guys-0828"),
+        ("patient12", "patient12"), ("study1", "study1"),
+    ],
+)  # fmt: skip
+def test_sessions_are_no_persons(name, patient):
+    assert patient_of(name) == patient
+
+
+def test_a_list_of_pairs_and_what_is_wrong_with_it(tmp_path):
+    table = tmp_path / "pairs.csv"
+    table.write_text("source,target,patient,mask\nx/a.nii,b.nii,anna,m.nii\nc.nii,,anna,\n")
+    found = find_pairs(table, "T1", "T2")
+    assert [(pair.patient, pair.source, pair.mask) for pair in found.pairs] == [
+        ("anna", str(tmp_path / "x" / "a.nii"), str(tmp_path / "m.nii"))
+    ]
+    assert found.left_out == [("entry 2", "has no source or no target")]
+
+
+def test_what_is_missing_or_unclear_is_named(tmp_path):
+    touch(tmp_path, ["a/T1.nii.gz", "a/T2.nii.gz", "b/T1.nii.gz", "c/T1.nii.gz", "c/T2.nii.gz", "c/T2.mha"])
+    found = find_pairs(tmp_path, "T1", "T2")
+    assert [pair.name for pair in found.pairs] == ["a"]
+    assert dict(found.left_out)["b"] == "has no 'T2'"
+    assert "T2.mha, T2.nii.gz" in dict(found.left_out)["c"]
+    with pytest.raises(StudiesError, match="no examination has both 'CT' and 'T2'"):
+        find_pairs(tmp_path, "CT", "T2")
+    with pytest.raises(StudiesError, match="no such folder"):
+        find_pairs(tmp_path / "nowhere", "T1", "T2")
+    with pytest.raises(StudiesError, match="one group"):
+        find_pairs(tmp_path, "T1", "T2", "x.*")
