@@ -359,7 +359,7 @@ def _find_repeated(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator
     counts = Counter((split, os.fspath(item["image"]), os.fspath(item["label"])) for split, item in entries)
     for (split, image, _), count in counts.items():
         if count > 1:
-            yield f"{image}: is in {split} {count} times, expected once"
+            yield f"{image}: is in {split} more than once ({count} times)"
 
 
 def _find_copies(entries: Sequence[tuple[str, Mapping[str, Any]]], reports: Mapping[str, FileReport]) -> Iterator[str]:

@@ -372,13 +372,13 @@ def images_in(folder: Path) -> tuple[dict[str, Path], list[str]]:
             if is_image:
                 faults.append(f"{path}: is a folder, expected a file")
             else:
-                folders.append(path.name)
+                folders.append(str(path))
             continue
         if not is_image and not path.is_symlink():
             others.append(path.name)
             continue
         try:
-            check_regular(path)
+            check_regular(path, may_be_empty=True)  # what is in the files is for the checks
         except ImageError as error:
             faults.append(f"{path}: {error}")
             continue
@@ -546,5 +546,8 @@ def _draw_validation(cases: Cases, fraction: float, seed: int) -> list[str]:
     drawn = {patients[i] for i in np.random.default_rng(seed).permutation(len(patients))[:count]}
     cases["validation"] = [item for item in cases["training"] if item["case"] in drawn]
     cases["training"] = [item for item in cases["training"] if item["case"] not in drawn]
-    logger.info("no validation list: %d of %d patients taken from training: %s", count, len(patients), sorted(drawn))
+    names = {(name_of(item["image"]), item["case"]) for item in cases["validation"]}
+    # Of a patient whose name is read from those of several files, the files are told.
+    shown = sorted({name if name.startswith(case) else case for name, case in names})
+    logger.info("no validation list: %d of %d patients taken from training: %s", count, len(patients), shown)
     return []

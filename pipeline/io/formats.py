@@ -41,8 +41,12 @@ class Raw(NamedTuple):
     meta: dict[str, Any]
 
 
-def check_regular(path: str | os.PathLike[str]) -> None:
+def check_regular(path: str | os.PathLike[str], may_be_empty: bool = False) -> None:
     """Refuse what is no file that can be read from its beginning to its end.
+
+    Args:
+        path: of the file.
+        may_be_empty: whether a file of 0 bytes passes.
 
     Raises:
         ImageError: it is a link to nothing, a pipe, a device or a socket, is empty, or is not there; the message does
@@ -60,7 +64,7 @@ def check_regular(path: str | os.PathLike[str]) -> None:
     kind = next((name for check, name in kinds.items() if check(status.st_mode)), None)
     if kind is not None:
         raise ImageError(f"is a {kind}, expected a regular file")
-    if stat.S_ISREG(status.st_mode) and status.st_size == 0:
+    if stat.S_ISREG(status.st_mode) and status.st_size == 0 and not may_be_empty:
         raise ImageError("is empty: a file of 0 bytes")
 
 

@@ -60,9 +60,9 @@ def read_image(path: str | os.PathLike[str], series: str | None = None) -> MetaT
         Exception: what the format's library raises of a file that is missing or damaged.
     """
     place, named = split_series(path)
-    if not place.is_dir():
-        check_regular(place)
     known = place.name.lower().endswith(READABLE) and not place.is_dir()
+    if known or (os.path.lexists(place) and not place.is_dir()):
+        check_regular(place)
     if not known and holds_dicom(place):
         every = find_series(place)
         chosen = choose_series(every, series or named)

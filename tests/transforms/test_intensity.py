@@ -199,3 +199,41 @@ def test_invertd_restores_another_key(mr):
     inverted = Invertd("pred", chain, "image")(data)["pred"]
     _, high = data["image"].meta["intensity_window"]
     torch.testing.assert_close(inverted.as_tensor(), mr.clamp(0, high).as_tensor(), atol=1e-3, rtol=0)
+
+
+def z_scored():
+    """A ball with contrast, z-scored, on a background of 0."""
+    at = np.stack(np.meshgrid(*(np.linspace(-1, 1, 24),) * 3, indexing="ij"))
+    inside = (at**2).sum(0) < 0.6
+    values = np.where(at[0] > 0, 700.0, 300.0) + np.random.default_rng(0).normal(0, 20, inside.shape)
+    return np.where(inside, (values - values[inside].mean()) / values[inside].std(), 0)[None].astype(np.float32), inside
+
+
+def test_the_found_foreground_is_what_lies_above_minus_one():
+    image, inside = z_scored()
+    scaled = ScaleMRIntensity(foreground="found")(MetaTensor(image))
+    np.testing.assert_array_equal(scaled[0].numpy() > -1, inside)
+    assert any("50% of its foreground lies at or below" in remark for remark in scaled.meta["intensity_remarks"])
+    by_value = ScaleMRIntensity()(MetaTensor(image))
+    assert (by_value[0].numpy() > -1).sum() < 0.6 * inside.sum()
+
+
+@pytest.mark.parametrize(
+    ("change", "remark"),
+    [
+        (lambda image, inside: np.where(inside, image + 5, 0), None),
+        (lambda image, inside: np.where(inside, image + 5, -10), "its background is about -10, expected 0"),
+    ],
+)
+def test_another_background_is_told(change, remark):
+    image, inside = z_scored()
+    scaled = ScaleMRIntensity(foreground="found")(MetaTensor(change(image, inside).astype(np.float32)))
+    assert scaled.meta["intensity_remarks"] == ([] if remark is None else [remark])
+
+
+@pytest.mark.parametrize(("offset", "is_told"), [(0, False), (1000, True), (1024, True)])
+def test_ct_that_is_not_in_hounsfield_units_is_told(offset, is_told):
+    _, inside = z_scored()
+    image = np.where(inside, 40, -1000) + np.random.default_rng(0).normal(0, 10, inside.shape) + offset
+    remarks = ScaleCTIntensity()(MetaTensor(image[None].astype(np.float32))).meta["intensity_remarks"]
+    assert [remark.startswith("it does not look like Hounsfield units") for remark in remarks] == [True] * is_told

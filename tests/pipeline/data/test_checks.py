@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -95,7 +96,7 @@ def test_truncated_gzip(cases, kept):
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
     (fault,) = faults_of(cases)
-    assert fault.startswith(f"{path}: cannot be read (")
+    assert fault.startswith(f"{path}: {'is empty' if kept == 0 else 'cannot be read ('}")
 
 
 @pytest.mark.parametrize("name", ["x.nii.gz", "x.nii", "x.npy", "x.nrrd", "x.mgz", "x.txt"])
@@ -118,9 +119,11 @@ def test_pickled_array_is_not_run(cases, tmp_path):
 
 def test_shapes_disagree_with_numbers(cases, tmp_path):
     save(tmp_path / "p1_T2.nii.gz", np.random.default_rng(0).random((12, 11, 7)))
-    assert faults_of(cases) == [
-        f"{tmp_path / 'p1_T1.nii.gz'} and {tmp_path / 'p1_T2.nii.gz'}: shapes disagree, (12, 10, 6) and (12, 11, 7)"
-    ]
+    (fault,) = faults_of(cases)
+    assert fault.startswith(
+        f"{tmp_path / 'p1_T1.nii.gz'} and {tmp_path / 'p1_T2.nii.gz'}: shapes disagree, (12, 10, 6) and (12, 11, 7); "
+    )
+    assert "resample the target onto the source's grid: python scripts/prepare.py" in fault
 
 
 def test_affines_disagree_with_numbers(cases, tmp_path):
@@ -212,8 +215,26 @@ def test_all_faults_are_said_in_one_message(cases, tmp_path):
         check_cases(cases)
     lines = str(caught.value).splitlines()
     assert len(lines) == 5
-    for name, word in (("p1_T1", "no such"), ("p2_T1", "constant"), ("p3_T1", "cannot be read"), ("p2_T2", "shapes")):
+    for name, word in (("p1_T1", "no such"), ("p2_T1", "constant"), ("p3_T1", "is empty"), ("p2_T2", "shapes")):
         assert any(name in line and word in line for line in lines[1:])
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "device"])
+def test_what_is_no_file_is_named_and_not_waited_for(cases, kind):
+    path = Path(cases["training"][0]["image"])
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else "../annex/gone")
+    (fault,) = faults_of(cases)
+    expected = "is a link to ../annex/gone, which is not there" if kind == "link" else f"is a {kind}, expected"
+    assert fault.startswith(f"{path}: {expected}")
+
+
+def test_a_pair_that_is_listed_twice(cases):
+    cases["training"].append(dict(cases["training"][0]))
+    assert faults_of(cases) == [f"{cases['training'][0]['image']}: is in training more than once (2 times)"]
 
 
 def test_error_survives_a_process_boundary():
@@ -266,7 +287,7 @@ def test_grids_that_differ_beside_their_order_are_told_apart(cases):
     save(Path(cases["training"][0]["label"]), np.random.default_rng(0).random((12, 11, 6)))
     store_along(cases["training"][0]["label"], "SAR")
     (fault,) = faults_of(cases)
-    assert fault.endswith("shapes disagree, (12, 10, 6) and (12, 11, 6), both turned to R, A and S")
+    assert "shapes disagree, (12, 10, 6) and (12, 11, 6), both turned to R, A and S; resample" in fault
 
 
 def test_a_file_is_read_once_until_it_changes(cases, monkeypatch):

@@ -317,11 +317,80 @@ def test_two_files_of_one_name(tmp_path):
 
 
 def test_labels_missing_altogether(tmp_path):
-    volume_folders(tmp_path, Tr="p1 p2", Val="p3")
-    save(tmp_path / "imagesTs" / "p4.nii.gz")
-    assert f"{tmp_path / 'imagesTs'} holds 1 images and {tmp_path / 'labelsTs'} 0, expected as many" in faults_of(
+    volume_folders(tmp_path, Tr="p1 p2")
+    save(tmp_path / "imagesVal" / "p4.nii.gz")
+    assert f"{tmp_path / 'imagesVal'} holds 1 images and {tmp_path / 'labelsVal'} 0, expected as many" in faults_of(
         tmp_path
     )
+
+
+def test_test_images_may_have_no_label(tmp_path, caplog):
+    volume_folders(tmp_path, Tr="p1 p2", Val="p3", Ts="p4")
+    save(tmp_path / "imagesTs" / "p5.nii.gz")
+    assert patients_of(load_cases(tmp_path))["test"] == ["p4"]
+    assert "1 images have no label" in caplog.text
+    assert "p5.nii.gz" in caplog.text
+
+
+def test_test_images_of_a_datalist_may_be_paths(tmp_path, caplog):
+    content = {"training": [entry(tmp_path, "p1"), entry(tmp_path, "p2")], "test": ["x/T1.nii.gz", {"image": "y.nii"}]}
+    write_json(tmp_path, content)
+    assert load_cases(tmp_path)["test"] == []
+    assert "2 test images have no label, so they can be translated and not evaluated: x/T1.nii.gz, y.nii" in caplog.text
+
+
+def test_a_list_of_a_misspelt_name(tmp_path):
+    path = write_json(tmp_path, {"training": [entry(tmp_path, "p1"), entry(tmp_path, "p2")], "validaton": []})
+    expected = f'{path}: "validaton" is none of the lists training, validation, test; did you mean "validation"?'
+    assert faults_of(tmp_path) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("_ses-1_T1w", "_ses-2_T1w"), ("_visit1", "_visit2"), ("-t0", "-t1"), ("_20200101", "_2021-01-01")],
+)
+def test_sessions_of_one_patient_stay_on_one_side(tmp_path, caplog, first, second):
+    caplog.set_level("INFO")
+    volume_folders(tmp_path, Tr=" ".join(f"sub-0{n}{session}" for n in (1, 2, 3) for session in (first, second)))
+    patients = patients_of(load_cases(tmp_path))
+    assert not set(patients["training"]) & set(patients["validation"])
+    assert sorted(patients["training"] + patients["validation"]) == [f"sub-0{n}" for n in (1, 1, 2, 2, 3, 3)]
+    assert "count as one patient" in caplog.text
+
+
+def test_names_that_all_files_share_are_no_patients(tmp_path):
+    volume_folders(tmp_path, Tr="brain_scan1 brain_scan2 brain_scan3")
+    assert len({*patients_of(load_cases(tmp_path))["training"]}) == 2
+
+
+def test_sessions_of_one_patient_in_two_lists(tmp_path):
+    volume_folders(tmp_path, Tr="sub-01_ses-1 sub-02_ses-1", Val="sub-01_ses-2")
+    assert 'patient "sub-01" is in training and validation, expected in one list only' in faults_of(tmp_path)
+
+
+def test_bids_is_recognised(tmp_path):
+    save(tmp_path / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
+    (fault,) = faults_of(tmp_path)
+    assert "is laid out as BIDS (sub-01)" in fault
+    assert "python scripts/prepare.py" in fault
+
+
+def test_further_channels_are_refused_by_name(tmp_path):
+    volume_folders(tmp_path, Tr="p1 p2", Val="p3")
+    save(tmp_path / "imagesTr" / "p1_0001.nii.gz")
+    (fault,) = faults_of(tmp_path)
+    assert "p1_0001.nii.gz: nnU-Net's names for further channels" in fault
+
+
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_nothing_in_the_folders_vanishes(tmp_path, kind):
+    volume_folders(tmp_path, Tr="p1 p2", Val="p3")
+    for side in ("imagesTr", "labelsTr"):
+        path = tmp_path / side / "p4.nii.gz"
+        path.symlink_to("/nowhere/x") if kind == "link" else path.mkdir()
+    faults = faults_of(tmp_path)
+    places = [tmp_path / side / "p4.nii.gz" for side in ("imagesTr", "labelsTr")]
+    assert [fault.partition(": ")[0] for fault in faults] == [str(place) for place in places]
 
 
 def test_other_files_in_the_folders_are_left_aside(tmp_path, caplog):
@@ -359,7 +428,6 @@ def test_wrong_entries_are_all_named(tmp_path):
     content = {
         "training": [good, {"image": "x.nii.gz"}, {"image": ["a", "b"], "label": "c"}, {"image": "a", "label": ""}],
         "validation": [{**entry(tmp_path, "p2"), "patient": [1]}],
-        "test": ["imagesTs/p4.nii.gz"],
     }
     path = write_json(tmp_path, content)
     expected = [
@@ -367,9 +435,8 @@ def test_wrong_entries_are_all_named(tmp_path):
         f'{path}: training[2] "image" must be one path, got a list (["a", "b"])',
         f'{path}: training[3] "label" must be one path, got a string ("")',
         f'{path}: validation[0] "patient" must be a string, got a list',
-        f'{path}: test[0] must be {{"image": path, "label": path}}, got a string ("imagesTs/p4.nii.gz")',
     ]
-    assert faults_of(tmp_path)[:5] == expected
+    assert faults_of(tmp_path)[:4] == expected
 
 
 def test_faults_of_list_and_files_come_together(tmp_path):
@@ -405,7 +472,7 @@ def test_files_are_not_read_unless_checked(tmp_path):
     cases = load_cases(tmp_path, check=False)
     assert cases.digest is None
     assert len(cases["training"]) == 2
-    assert "cannot be read" in faults_of(tmp_path)[0]
+    assert "is empty" in faults_of(tmp_path)[0]
 
 
 def test_missing_places(tmp_path):
