@@ -153,7 +153,9 @@ def _settings() -> list[Setting]:
         Setting("decay_epochs", "whole", "3/4 of max_epochs", "over the last so many the rate falls linearly", least=0),
         Setting("val_interval", "whole", "1", "epochs between two validations", least=1),
         Setting("picture_interval", "whole", "5", "epochs between two pictures", least=1, logged=False),
-        Setting("loss_interval", "whole", "20", "iterations that MLflow is told the mean loss of", least=1, logged=False),
+        Setting(
+            "loss_interval", "whole", "20", "iterations that MLflow is told the mean loss of", least=1, logged=False
+        ),
         Setting("weights", "mapping", "the paper's", "weights of the loss terms"),
         Setting(
             "network_size", "text", "small", "networks", (TRAINING, INFERENCE), choices=("small", "paper"), none=True
