@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -143,18 +144,19 @@ class Ending:
         for folder in (self.folder(), None):
             if folder is not None and not folder.is_dir():  # nothing was begun there
                 continue
+            path = Path() if folder is None else folder / LOG_FILE
             try:
                 if folder is None:
                     descriptor, name = tempfile.mkstemp(prefix="reggan-", suffix=f"-{LOG_FILE}")
                     os.close(descriptor)
                     path = Path(name)
-                else:
-                    path = folder / LOG_FILE
                 with path.open("a", encoding="utf-8") as file:
                     file.write(text)
                 return str(path)
             except OSError:
-                continue
+                with suppress(OSError):  # of a full disk
+                    if path.is_file() and path.stat().st_size == 0:
+                        path.unlink()
         return f"nowhere, since no disk takes it:\n{text}"
 
     @staticmethod

@@ -10,7 +10,7 @@ from torch import nn
 
 from pipeline.inference.onnx import OnnxModel
 from pipeline.inference.reference import load_reference
-from pipeline.models import Model
+from pipeline.models import Model, ModelError
 from pipeline.models.describing import unfold
 
 
@@ -33,6 +33,11 @@ def open_model(
     translator = (given or {}).get("translator")
     if isinstance(translator, str) and "." in translator:
         trusted.append(translator.rpartition(".")[0])  # whoever names a class vouches for it
+    if not path.exists():
+        raise ModelError(
+            f"checkpoint {path} does not exist: train first (python -m monai.bundle run training --config_file "
+            "bundles/reggan/configs/train.json), or name a model with --checkpoint"
+        )
     kind = OnnxModel if path.suffix == ".onnx" else Model
     model = kind(path, trusted)
     model.recipe = model.recipe.agree(given or {})

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import random
+import resource
+import signal
 import struct
+import subprocess
 import threading
 import zipfile
 from pathlib import Path
@@ -13,11 +17,14 @@ import pytest
 import torch
 
 from pipeline.files import (
+    NotWrittenError,
     ProcessLock,
     UnreadableFileError,
     check_finite,
     load_tensors,
+    remove_leftovers,
     replacing,
+    save_tensors,
     verify_zip,
 )
 
@@ -46,6 +53,48 @@ def test_a_failing_writer_leaves_what_was_there(tmp_path: Path):
         fail()
     assert path.read_text() == "old"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_full_disk_is_said_with_file_and_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a library makes an error of its own of it, as torch.save does."""
+    path = tmp_path / "model.pt"
+    save_tensors({"a": torch.zeros(3)}, path)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(NotWrittenError, match=r"model\.pt could not be written: files may not become that large"):
+            save_tensors({"a": torch.zeros(100000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    for number, says in ((28, "the disk is full: make room"), (30, "can only be read"), (122, "quota is used up")):
+        with pytest.raises(NotWrittenError, match=says), replacing(path):
+            raise OSError(number, "said in other words")
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    sync, rename = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (calls.append("sync"), sync(descriptor)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("rename"), rename(*paths)))
+    save_tensors({"a": torch.zeros(3)}, tmp_path / "model.pt")
+    assert calls == ["sync", "rename", "sync"]  # the file, then its folder
+
+
+def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left, alive, mine = (tmp_path / f".model.pt.{process}.part" for process in (dead.pid, os.getppid(), "x"))
+    for path in (left, alive, mine):
+        path.touch()
+    remove_leftovers(tmp_path)
+    assert left.exists()  # somebody on another machine may be at it
+    remove_leftovers(tmp_path, alone=True)
+    assert (left.exists(), alive.exists(), mine.exists()) == (False, True, True)
 
 
 def test_a_lock_can_be_waited_for(tmp_path: Path) -> None:

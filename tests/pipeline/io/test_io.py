@@ -153,6 +153,15 @@ def test_geometry_survives_transforms(tmp_path):
     np.testing.assert_array_equal(result.get_fdata(dtype=np.float32), voxels())
 
 
+def test_voxels_that_are_not_finite_are_never_written(tmp_path):
+    source = read_image(save(tmp_path / "a.nii.gz", voxels()))
+    spoilt = voxels().astype(np.float32)
+    spoilt[0, 0, 0], spoilt[1, 1, 1] = np.nan, np.inf
+    with pytest.raises(ValueError, match=r"b\.nii\.gz was not written: 2 of \d+ voxels are NaN or infinite"):
+        write_image(tmp_path / "b.nii.gz", spoilt, source)
+    assert not (tmp_path / "b.nii.gz").exists()
+
+
 def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
     source = read_image(save(tmp_path / "a.nii.gz", voxels()))
     path = tmp_path / "out" / "b.nii.gz"
