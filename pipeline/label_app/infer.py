@@ -8,6 +8,7 @@ import logging
 import os
 import tempfile
 import threading
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from monailabel.utils.others.generic import name_to_device
 from pipeline.bundle import check_image_size
 from pipeline.bundle import device as torch_device
 from pipeline.errors import first_cause
+from pipeline.inference import derivation
 from pipeline.inference.comparison import DIFFERENCES_KEY
-from pipeline.io import WRITABLE, write_image
+from pipeline.io import WRITABLE, write_image, write_series
 from pipeline.label_app.worker import Progress
 from pipeline.models import Recipe, file_digest
 
@@ -31,7 +33,15 @@ WEIGHTS = Path("models") / "model.pt"
 RESULT_SUFFIXES = tuple(suffix for suffix in WRITABLE if suffix != ".mhd")
 """Formats that an answer may have: of one file each; the voxels of a ``.mhd`` lie in another one beside it."""
 
+SERIES_SUFFIX = ".dcm"
+"""What a client asks for to be given the derived DICOM series, of an image of a DICOM server: its files in a zip."""
+
 logger = logging.getLogger(__name__)
+
+
+def wants_series(asked: Any) -> bool:
+    """Whether a client's ``result_extension`` asks for a derived DICOM series."""
+    return isinstance(asked, str) and asked.lower().removeprefix(".") == SERIES_SUFFIX[1:]
 
 
 def request_device(value: Any) -> str:
@@ -120,6 +130,7 @@ class TranslationTask(BundleInferTask):
         self._refused: tuple[tuple[int, int], str] | None = None
         self._network: Any = None
         self._slice_axis = 0
+        self._recipe: Any = None
         self._progress = Progress()
         self._one_at_a_time = threading.RLock()
         super().__init__(str(path), conf, type=InferType.OTHERS, add_post_restore=False, load_strict=True)
@@ -203,7 +214,7 @@ class TranslationTask(BundleInferTask):
         version = json.loads((Path(self.bundle_path) / "configs" / self.const.metadata_json()).read_text())["version"]
         about = describe_model(Path(self.bundle_path).name, version, recipe, file_digest(self.weights))
         self.bundle_config, self._network, self.about = parser, network.eval(), about
-        self._slice_axis = recipe.slice_axis
+        self._slice_axis, self._recipe = recipe.slice_axis, recipe
 
     def writer(self, data: dict[str, Any], extension: str | None = None, dtype: Any = None) -> tuple[str, dict]:
         """Write the translated volume as offline inference does, float32 always.
@@ -211,6 +222,10 @@ class TranslationTask(BundleInferTask):
         Raises:
             OSError: it could not be written as a whole; nothing is left of it.
         """
+        warnings = data[self.input_key].meta.get(DIFFERENCES_KEY, [])
+        about = {"model": dict(self.about), "warnings": list(warnings)}
+        if wants_series(data.get("result_extension")):
+            return self._write_series(data), about
         suffix = result_suffix(extension or data.get("result_extension"), str(data.get("image_path", "")))
         descriptor, path = tempfile.mkstemp(suffix=suffix, dir=data.get("result_dir"))
         os.close(descriptor)
@@ -219,8 +234,26 @@ class TranslationTask(BundleInferTask):
         except OSError as error:
             os.unlink(path)
             raise OSError(errno.ENOSPC, "the translated volume could not be written as a whole") from error
-        warnings = data[self.input_key].meta.get(DIFFERENCES_KEY, [])
-        return path, {"model": dict(self.about), "warnings": list(warnings)}
+        return path, about
+
+    def _write_series(self, data: dict[str, Any]) -> str:
+        """Write the derived series of a DICOM source, and return a zip of its files."""
+        made_by = derivation(self._recipe, self.about["sha256"], self.bundle_path)
+        with tempfile.TemporaryDirectory(dir=data.get("result_dir")) as folder:
+            try:
+                series = write_series(
+                    Path(folder) / "series", data[self.output_label_key], data[self.input_key], made_by
+                )
+                descriptor, path = tempfile.mkstemp(suffix=".zip", dir=data.get("result_dir"))
+                with (
+                    os.fdopen(descriptor, "wb") as stream,
+                    zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive,
+                ):
+                    for file in sorted(series.iterdir()):
+                        archive.write(file, file.name)
+            except OSError as error:
+                raise OSError(errno.ENOSPC, "the derived series could not be written as a whole") from error
+        return path
 
     def _state_of_file(self, device: str) -> tuple[str, int, int]:
         status = self.weights.stat()

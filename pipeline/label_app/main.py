@@ -28,18 +28,18 @@ from pipeline.label_app.answers import answering, tag_of
 from pipeline.label_app.batch import BatchTranslation
 from pipeline.label_app.guarding import guard_server
 from pipeline.label_app.health import LEAST_FREE_GB, find_obstacles
-from pipeline.label_app.infer import WEIGHTS, TranslationTask, request_device, result_suffix
+from pipeline.label_app.infer import WEIGHTS, TranslationTask, request_device, result_suffix, wants_series
 from pipeline.label_app.journal import keep_names_out_of_logs
 from pipeline.label_app.limits import LARGEST_INFO, one_line
 from pipeline.label_app.listening import auth_is_off, check_listening, host_of_command
-from pipeline.label_app.studies import AnyImage, Studies, image_path
+from pipeline.label_app.studies import AnyImage, Studies, image_path, series_folder, store_series
 from pipeline.label_app.train import TranslationTrainTask, training_settings
 from pipeline.label_app.uploads import DEFAULT_LIMIT, Uploads, check_volume, own_folder
 from pipeline.label_app.worker import LONGEST_QUEUE, Progress, TranslationQueue
 
 SETTINGS = (
     *("models", "bundles", "output_dir", "token_file", "auth", "auth_issuer", "auth_audience"),
-    *("queue", "min_free_gb", "max_volume_mb", "tracking_uri"),
+    *("queue", "min_free_gb", "max_volume_mb", "tracking_uri", "store_derived"),
 )
 """What ``--conf NAME VALUE`` can set."""
 
@@ -111,6 +111,7 @@ class TranslationApp(MONAILabelApp):
         # Wrong settings stop the server at its start, not a client later.
         self._token = read_token(conf["token_file"]) if conf.get("token_file") else None
         self._open = auth_is_off(conf.get("auth"))
+        self._store_derived = _is_on("store_derived", conf)
         self.queue = TranslationQueue(_number("queue", conf, LONGEST_QUEUE, int, 1))
         self._min_free = int(_number("min_free_gb", conf, LEAST_FREE_GB, float, 0) * 1e9)
         self.limit = _number("max_volume_mb", conf, DEFAULT_LIMIT, int, 1)
@@ -249,7 +250,9 @@ class TranslationApp(MONAILabelApp):
 
         Args:
             request: ``model``, ``image`` (its name in the datastore) and, optionally, ``device``,
-                ``result_extension``, ``save_label`` and ``label_tag``. What else a client sends is left aside.
+                ``result_extension``, ``save_label`` and ``label_tag``; of an image of a DICOM server, also ``.dcm`` as
+                extension, for a zip of the derived series, and with it ``store_derived``, to send that to the server,
+                too. What else a client sends is left aside.
             datastore: that the image is in; default the server's.
             upload: translate this file or folder, and no image of the datastore.
             folder: for the result; default that of temporary files.
@@ -265,9 +268,13 @@ class TranslationApp(MONAILabelApp):
         """
         datastore = datastore or self.datastore()
         task, device, tag = self.check_infer(request)
-        path = str(upload) if upload else self._find_image(request.get("image"), datastore)
+        series = wants_series(request.get("result_extension"))
+        path = str(upload) if upload else self._find_image(request.get("image"), datastore, series)
         with answering(422, path):
-            result_suffix(request.get("result_extension"), path)
+            if series:
+                check_images([path])
+            else:
+                result_suffix(request.get("result_extension"), path)
             if not os.path.isdir(path):  # the series of a DICOM server, as it was fetched
                 check_volume(path, self.limit, None if upload else self.studies_folder)
                 check_images([path])
@@ -279,6 +286,12 @@ class TranslationApp(MONAILabelApp):
         label = file
         if bool(request.get("save_label", False)) and not upload:
             label = datastore.save_label(request["image"], file, tag, {"model": request["model"], "params": params})
+        if series and request.get("store_derived"):
+            try:
+                params["stored_series"] = store_series(datastore, file)
+            except OSError as error:
+                logger.exception("a derived series could not be stored")
+                raise HTTPException(502, str(error)) from error
         return {"label": label, "tag": tag, "file": file, "params": params}
 
     def check_infer(self, request: Mapping[str, Any]) -> tuple[TranslationTask, str, str]:
@@ -296,8 +309,26 @@ class TranslationApp(MONAILabelApp):
         task, tag = self._task(request.get("model")), tag_of(request)
         with answering(422):
             device = request_device(request.get("device"))
-            result_suffix(request.get("result_extension"), "")
+            if not wants_series(request.get("result_extension")):
+                result_suffix(request.get("result_extension"), "")
+        self._check_series(request)
         return task, device, tag
+
+    def _check_series(self, request: Mapping[str, Any]) -> None:
+        """Refuse what cannot be asked of a derived series."""
+        series, store = wants_series(request.get("result_extension")), request.get("store_derived", False)
+        if not isinstance(store, bool):
+            raise HTTPException(400, f"store_derived must be true or false, got {store!r}")
+        if (series or store) and not request.get("image"):
+            raise HTTPException(400, "a derived DICOM series is made of an image of the studies only, not of a file")
+        if series and request.get("save_label"):
+            raise HTTPException(400, "a derived DICOM series is no label of the studies; store_derived sends it there")
+        if store and not series:
+            raise HTTPException(400, 'store_derived needs "result_extension": ".dcm"')
+        if store and not self._store_derived:
+            raise HTTPException(
+                403, "this server stores no derived series: it was started without --conf store_derived on"
+            )
 
     def infer_wsi(self, request: Mapping[str, Any], datastore: Any = None) -> None:
         """Refused.
@@ -413,12 +444,15 @@ class TranslationApp(MONAILabelApp):
             raise HTTPException(409, f"the bundle {model!r} cannot be used; the server's log says why")
         return self._infers[model]
 
-    def _find_image(self, image: Any, datastore: Any) -> str:
+    def _find_image(self, image: Any, datastore: Any, series: bool = False) -> str:
         """Path of an image of the datastore."""
         if not is_name(image) or not image:
             raise HTTPException(400, f"image must be the name of an image in the studies, not a path, got {image!r}")
         try:
-            path = image_path(datastore, image)
+            with answering(422):
+                path = series_folder(datastore, image) if series else image_path(datastore, image)
+        except HTTPException:
+            raise
         except Exception as error:  # whatever a DICOMweb server, its client and a conversion raise
             logger.exception("an image could not be fetched")
             raise HTTPException(404, f"image {image!r} could not be fetched from the studies") from error
@@ -433,6 +467,12 @@ def _has_weights(bundle: Path) -> bool:
 
 def _trains(bundle: Path) -> bool:
     return (bundle / "configs" / "train.json").is_file()
+
+
+def _is_on(name: str, conf: Mapping[str, str]) -> bool:
+    if conf.get(name, "off") not in ("on", "off"):
+        raise ValueError(f"--conf {name} must be on or off, got {conf[name]!r}")
+    return conf.get(name) == "on"
 
 
 def _number(name: str, conf: Mapping[str, str], default: float, kind: type, least: float) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import logging
 import os
@@ -11,10 +12,12 @@ import shutil
 import stat
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pydicom
 from filelock import FileLock
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
@@ -51,6 +54,50 @@ def image_path(datastore: Any, image: str) -> str:
             os.unlink(path)
             return kept
     return path
+
+
+def series_folder(datastore: Any, image: str) -> str:
+    """Folder of the DICOM files of a series, fetched from the DICOM server.
+
+    Args:
+        datastore: that has it.
+        image: its SeriesInstanceUID.
+
+    Raises:
+        ValueError: the studies are no DICOM server's.
+    """
+    if not isinstance(datastore, DICOMWebDatastore):
+        raise ValueError("a derived DICOM series is made of images of a DICOM server only; these studies are a folder")
+    image_path(datastore, image)
+    return os.path.join(os.path.realpath(datastore._datastore.image_path()), image)
+
+
+def store_series(datastore: Any, archive: str) -> str:
+    """Send a series to the DICOM server of the studies, by STOW-RS.
+
+    Args:
+        datastore: of the server.
+        archive: zip of its files.
+
+    Returns:
+        Its SeriesInstanceUID.
+
+    Raises:
+        OSError: the server did not take all of it.
+    """
+    with zipfile.ZipFile(archive) as files:
+        slices = [pydicom.dcmread(io.BytesIO(files.read(name))) for name in files.namelist()]
+    uid = str(slices[0].SeriesInstanceUID)
+    try:
+        answer = datastore._client.store_instances(slices)
+    except Exception as error:  # whatever the client and its libraries raise
+        raise OSError("the derived series could not be stored: the DICOM server did not take it") from error
+    failed, taken = len(answer.get("FailedSOPSequence") or []), len(answer.get("ReferencedSOPSequence") or [])
+    if failed or taken != len(slices):
+        raise OSError(
+            f"the derived series {uid} is not stored as a whole: the DICOM server took {taken} of {len(slices)}"
+        )
+    return uid
 
 
 def _alone(method: Callable[..., Any]) -> Callable[..., Any]:

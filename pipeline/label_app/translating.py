@@ -60,13 +60,16 @@ def make_router(app: Any, uploads: Uploads) -> APIRouter:
         async with form_of(request) as form:
             wanted = object_of(form, "params")
             file = file_of(form, "file", needed=False)
-            return await answer(request, user.username, _asked(wanted, model, image, session_id, file), file, output)
+            return await answer(request, user, _asked(wanted, model, image, session_id, file), file, output)
 
     async def answer(
-        request: Request, user: str, asked: dict[str, Any], file: Sent | None, output: str | None
+        request: Request, person: User, asked: dict[str, Any], file: Sent | None, output: str | None
     ) -> Response:
+        user, roles = person.username, person.roles
         session_id = asked.pop("session_id")
         _, device, _ = await run_in_threadpool(app.check_infer, asked)
+        if asked.get("store_derived") and settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR not in roles:
+            raise HTTPException(403, "storing a derived series takes the role of an annotator")
         folder = Path(await run_in_threadpool(tempfile.mkdtemp, prefix="translation-", dir=app.uploads))
         kept = False
         try:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import gzip
 import http.client
+import io
 import json
+import re
 import shutil
 import subprocess
 import time
+import types
+import zipfile
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,6 +19,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import requests
+
+from pipeline.io import read_image
 
 pytest.importorskip("monailabel", reason="needs the extra 'label': make label-test")
 pydicom = pytest.importorskip("pydicom")
@@ -113,10 +119,10 @@ def series(orthanc, whole):
 
 @pytest.fixture(scope="module")
 def server(orthanc, series, start_server, bundles, tmp_path_factory):
-    conf = ("--conf", "models", "reggan", "--conf", "bundles", str(bundles))
+    conf = ("--conf", "models", "reggan", "--conf", "bundles", str(bundles), "--conf", "store_derived", "on")
     temporary = tmp_path_factory.mktemp("temporary")
     yield start_server(f"{orthanc}/dicom-web", *conf, environment={**LOGIN, "TMPDIR": str(temporary)})
-    assert list(temporary.rglob("*.nii.gz")) == []  # what was fetched is patients' data
+    assert [path for path in temporary.rglob("*") if path.suffix in (".gz", ".dcm", ".zip")] == []  # patients' data
 
 
 def test_translates_a_series(server, series, whole, bundles, offline):
@@ -140,6 +146,59 @@ def test_translates_a_series(server, series, whole, bundles, offline):
     assert difference.mean() < 1e-3 * np.ptp(there.get_fdata())
 
     assert server.translate("1.2.3.4").status_code == 404
+
+
+def test_gives_and_stores_the_derived_series(server, series, orthanc, tmp_path):
+    volume = nib.Nifti1Image.from_bytes(gzip.decompress(server.translate(series).content))
+    response = server.translate(series, result_extension=".dcm")
+    assert response.status_code == 200, response.text
+    with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
+        archive.extractall(tmp_path / "series")
+    derived = read_image(tmp_path / "series")
+    slices = [pydicom.dcmread(path) for path in sorted((tmp_path / "series").iterdir())]
+    assert response.headers["X-Model-SHA256"] in slices[0].DerivationDescription
+    assert slices[0].SourceImageSequence[0].ReferencedSOPInstanceUID
+    assert slices[0].ReferencedSeriesSequence[0].SeriesInstanceUID == series
+    factor = re.search(r"times ([\d.]+)\. ?", slices[0].DerivationDescription)
+    factor = float(factor.group(1)) if factor else 1.0
+    here, there = (
+        nib.as_closest_canonical(image)
+        for image in (nib.Nifti1Image(derived.numpy()[0] / factor, derived.affine.numpy()), volume)
+    )
+    np.testing.assert_allclose(here.affine, there.affine, atol=1e-3)
+    np.testing.assert_allclose(here.get_fdata(), there.get_fdata().clip(0), atol=0.51 / factor)
+
+    response = server.request(
+        "POST",
+        "/infer/reggan",
+        params={"image": series, "output": "json"},
+        data={"params": json.dumps({"result_extension": "dcm", "store_derived": True})},
+    )
+    assert response.status_code == 200, response.text
+    uid = response.json()["stored_series"]
+    query = {"Level": "Series", "Query": {"SeriesInstanceUID": uid}, "Expand": True}
+    (found,) = requests.post(f"{orthanc}/tools/find", json=query, timeout=30, auth=(USER, PASSWORD)).json()
+    assert len(found["Instances"]) == len(slices)
+    assert found["MainDicomTags"]["SeriesDescription"].startswith("SYNTHETIC")
+    for wrong, status in (
+        ({"store_derived": True}, 400),
+        ({"store_derived": "yes", "result_extension": ".dcm"}, 400),
+        ({"save_label": True, "result_extension": ".dcm"}, 400),
+    ):
+        assert server.translate(series, **wrong).status_code == status, wrong
+
+
+def test_nothing_is_stored_where_it_is_not_turned_on():
+    from fastapi import HTTPException
+
+    from pipeline.label_app.main import TranslationApp
+
+    request = {"image": "1.2.3", "result_extension": ".dcm"}
+    server = types.SimpleNamespace(_store_derived=False)
+    TranslationApp._check_series(server, request)
+    with pytest.raises(HTTPException, match="store_derived on") as caught:
+        TranslationApp._check_series(server, {**request, "store_derived": True})
+    assert caught.value.status_code == 403
 
 
 def ask(server, path, method="GET", headers=None):
