@@ -137,10 +137,6 @@ def _settings() -> list[Setting]:
         ),
         Setting("output_dir", "path", "outputs/RUN_NAME", "everything that is written goes there", _ALL, logged=False),
         Setting("output_ext", "text", ".nii.gz", "format of translated volumes", (INFERENCE,)),
-        Setting("series", "text", "none", "which DICOM series is meant", (INFERENCE,), none=True),
-        Setting("derived_series", "flag", "true", "of DICOM, a derived series besides", (INFERENCE,)),
-        Setting("deidentify", "flag", "false", "leave out of it who the patient is", (INFERENCE,)),
-        Setting("pseudonym_key", "path", "none", "secret of its pseudonyms, kept there", (INFERENCE,), none=True),
         Setting("compression", "whole", "2", "of .nii.gz: 0 is fastest, 3 smallest", (INFERENCE,), 0, 3),
         Setting(
             "store", "path", "outputs/store", "preprocessed volumes; none keeps them in memory", logged=False, none=True
