@@ -24,8 +24,8 @@ import numpy as np
 from pipeline.io import read_image
 from pipeline.preparation import Thresholds
 from pipeline.preparation.cases import resample
-from pipeline.preparation.mask import foreground_mask
 from pipeline.preparation.registration import Scan, about, distance, points_of, register, rotation
+from transforms import foreground_mask
 
 PATIENTS = ("07", "19")
 COLUMNS = [

@@ -16,7 +16,6 @@ from scipy import ndimage
 from pipeline.files import replacing
 from pipeline.io import ImageError, files_of, read_image, write_image
 from pipeline.io.reading import AFFINE_KEY, SHAPE_KEY
-from pipeline.preparation.mask import foreground_mask
 from pipeline.preparation.pictures import draw_case
 from pipeline.preparation.registration import (
     Registration,
@@ -26,6 +25,7 @@ from pipeline.preparation.registration import (
     transform_of,
 )
 from pipeline.preparation.studies import Pair
+from transforms import foreground_mask
 
 GOOD, DOUBTFUL, FAILED = "good", "doubtful", "failed"
 MARGIN = 5.0
@@ -174,8 +174,8 @@ def prepare_case(order: Order) -> Outcome:
             )
         mask = given.voxels > 0.5
     else:
-        mask = foreground_mask(source.voxels, source.spacing)
-    target_mask = foreground_mask(target.voxels, target.spacing)
+        mask = foreground_mask(source.voxels, list(source.spacing))
+    target_mask = foreground_mask(target.voxels, list(target.spacing))
     if settings.bias_correction:
         source = Scan(_n4(source, mask), source.affine)
         target = Scan(_n4(target, target_mask), target.affine)

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.io import read_image
-from pipeline.preparation.mask import foreground_mask
 from pipeline.preparation.registration import COARSE, MIDDLE, Scan, residual
-from transforms import UNMEASURED_KEY
+from transforms import UNMEASURED_KEY, foreground_mask
 
 CHECKED = 3
 """Patients that are looked at."""
@@ -80,7 +79,7 @@ def _look(case: Mapping[str, Any]) -> tuple[float, float, bool] | None:
     source, target = scans
     if (np.array(source.voxels.shape) * source.spacing < LEAST_SIDE).any() or min(source.voxels.shape) < 8:
         return None
-    mask = foreground_mask(source.voxels, source.spacing)
+    mask = foreground_mask(source.voxels, list(source.spacing))
     if not mask.any():
         return None
     result = residual(source, target, mask, (COARSE, MIDDLE))

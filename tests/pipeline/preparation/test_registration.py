@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from pipeline.preparation.cases import Thresholds, resample
-from pipeline.preparation.mask import foreground_mask
 from pipeline.preparation.registration import (
     RegistrationError,
     Scan,
@@ -18,6 +17,7 @@ from pipeline.preparation.registration import (
     rotation,
     transform_of,
 )
+from transforms import foreground_mask
 
 
 def masks(*scans):
