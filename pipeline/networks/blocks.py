@@ -53,7 +53,7 @@ def instance_norm(x: Tensor) -> Tensor:
     PyTorch's own, which is the better one where a channel hardly varies.
     """
     # A compiler writes its own; and an export of group norm would hold for some sizes only.
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled():
         return F.instance_norm(x, eps=EPSILON)
     last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
     if x.is_contiguous() or not x.is_contiguous(memory_format=last):

@@ -116,7 +116,8 @@ def test_exported_network_gives_the_same_field():
     torch.nn.init.normal_(network.output.conv.weight)
     moving, fixed = pair(18, 21)
     exported = torch.export.export(network, (moving, fixed)).module()
-    torch.testing.assert_close(exported(moving, fixed), network(moving, fixed))
+    with torch.no_grad():  # as networks are used: training has another norm, equal but for rounding
+        torch.testing.assert_close(exported(moving, fixed), network(moving, fixed))
 
 
 def test_images_of_two_shapes_are_refused():
