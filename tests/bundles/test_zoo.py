@@ -243,3 +243,8 @@ def test_checkpoint_becomes_torchscript(packaged, tmp_path):
         torch.testing.assert_close(scripted(images), Model(weights).build().eval()(images))
     assert metadata["version"] == json.loads(METADATA.read_text())["version"]
     assert json.loads(files["inference.json"])["network_def"]
+
+
+def test_the_training_config_can_be_read():
+    """By a person: related entries on one line, and no more of them than fit on four pages."""
+    assert len((CONFIGS / "train.json").read_text().splitlines()) <= 250
