@@ -20,6 +20,7 @@ class InMemory(Dataset):
     target_window = (0.0, 1000.0)
     channels, patients, min_foreground = 1, 1, 0.0
     descriptions = ()
+    slice_transform = None
 
     @classmethod
     def noise(cls, size: int, count: int) -> InMemory:
