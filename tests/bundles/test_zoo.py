@@ -203,7 +203,7 @@ def test_a_package_passes_the_zoo_s_checks(packaged, schema):
     assert said["data_source"] == "nothing at all"
     assert said["image_classes"] == (
         "one channel, source modality (T1-weighted MR), physical intensities, scaled to [-1, 1] by ScaleMRIntensityd "
-        "(background 0.0, upper_percentile 99.5)"
+        "(background 0.0, foreground above-background, upper_percentile 99.5)"
     )
     assert said["pred_classes"] == "one channel, target modality (CT), physical intensities, on the grid of the image"
     formats = said["network_data_format"]
@@ -247,4 +247,4 @@ def test_checkpoint_becomes_torchscript(packaged, tmp_path):
 
 def test_the_training_config_can_be_read():
     """By a person: related entries on one line, and no more of them than fit on four pages."""
-    assert len((CONFIGS / "train.json").read_text().splitlines()) <= 250
+    assert len(METADATA.with_name("train.json").read_text().splitlines()) <= 250

@@ -38,9 +38,7 @@ def test_every_setting_stands_in_its_config(chain):
     looked_up = {"cases#patient_pattern", "cases#validation_fraction"}  # arguments with defaults of their own
     if chain == "evaluation":  # read off the model, or the chain of a training in front
         looked_up |= {
-            name for name in SETTINGS if name in ("output_dir", "run_name", "trusted_modules", "min_foreground")
-        }
-        looked_up |= {
+            *("output_dir", "run_name", "trusted_modules", "min_foreground", "foreground"),
             *("source_modality", "target_modality", "spatial_dims", "spatial_size", "slice_axis", "orientation", "fit"),
             *("spacing", "backbone", "translator"),
         }
