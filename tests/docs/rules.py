@@ -91,6 +91,7 @@ RULES = (
         (*TRAINING, *OTHERS, *DATA, "--max_epochs", "2"),
         FILES,
     ),
+    Rule(r"torchrun .*multi_gpu\.json.*", "elsewhere", ("tests/bundles/test_multi_gpu.py", "multi_gpu.json")),
     # evaluation and translation
     Rule(USE + r"inference\.json .*model\.onnx.*", "python", CPU, {**FILES, "outputs/reggan/model.onnx": "model.onnx"}),
     Rule(USE + r"inference\.json --image new_T1\.nii\.gz", "python", CPU, fast=True),
@@ -108,6 +109,7 @@ RULES = (
         (*CPU,),
     ),
     Rule(r"python scripts/translate\.py FOLDER out .*", "python", CPU),
+    Rule(r"python scripts/translate_dicom\.py .*", "elsewhere", ("tests/bundles/test_dicom.py", "translate_dicom")),
     # the zoo
     Rule(
         r"python -m monai\.bundle ckpt_export .*",
@@ -122,6 +124,7 @@ RULES = (
     Rule(r"python scripts/methods\.py --learn.*", "python", (*METHODS, "--steps", "6", "--evaluations", "2")),
     Rule(r"python scripts/methods\.py", "python", METHODS),
     Rule(r"python scripts/method_cost\.py .*", "python", ("--only", "pix2pix", "--steps", "1", "--size", "64")),
+    Rule(r"python scripts/benchmark\.py --gpu .*", "elsewhere", ("tests/scripts/test_benchmark.py", "gpu")),
     Rule(
         r"python scripts/benchmark\.py",
         "python",
