@@ -42,7 +42,7 @@ def test_every_setting_stands_in_its_config(chain):
         }
         looked_up |= {
             *("source_modality", "target_modality", "spatial_dims", "spatial_size", "slice_axis", "orientation", "fit"),
-            *("spacing", "backbone", "translator"),
+            *("spacing", "foreground", "backbone", "translator"),
         }
     if chain == "inference":
         looked_up |= {"min_foreground"}
