@@ -40,7 +40,7 @@ def test_every_setting_stands_in_its_config(chain):
         looked_up |= {
             *("output_dir", "run_name", "trusted_modules", "min_foreground", "foreground"),
             *("source_modality", "target_modality", "spatial_dims", "spatial_size", "slice_axis", "orientation", "fit"),
-            *("spacing", "backbone", "translator"),
+            *("spacing", "foreground", "backbone", "translator"),
         }
     if chain == "inference":
         looked_up |= {"min_foreground"}

@@ -103,8 +103,14 @@ def test_plain_values():
 @pytest.mark.parametrize(
     ("scaling", "arguments"),
     [
-        (ScaleMRIntensityd("image", upper_percentile=98), {"upper_percentile": 98.0, "background": 0.0}),
-        (ScaleCTIntensityd(["label"], window=(-50, 100)), {"window": [-50.0, 100.0]}),
+        (
+            ScaleMRIntensityd("image", upper_percentile=98, foreground="found"),
+            {"upper_percentile": 98.0, "background": 0.0, "foreground": "found"},
+        ),
+        (
+            ScaleCTIntensityd(["label"], window=(-50, 100)),
+            {"window": [-50.0, 100.0], "foreground": "above-background"},
+        ),
     ],
 )
 def test_a_scaling_is_described_and_built_again_for_other_keys(scaling, arguments):

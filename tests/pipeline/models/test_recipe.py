@@ -280,7 +280,7 @@ def test_factories_that_agree_and_that_do_not(make_recipe, make_translator):
         (
             {"target_intensity": ScaleMRIntensityd("x")},
             "target_intensity#_target_",
-            "'transforms.ScaleMRIntensityd(upper_percentile=99.5, background=0.0)'",
+            "'transforms.ScaleMRIntensityd(upper_percentile=99.5, background=0.0, foreground=above-background)'",
             "'transforms.ScaleCTIntensityd(window=[0.0, 1000.0])'",
         ),
         ({"network_def": {"generator": {"filters": 8}}}, "network_def#generator#filters", "8", "4"),

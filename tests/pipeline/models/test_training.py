@@ -71,10 +71,10 @@ def test_it_says_all_that_was_used(make_translator, data):
         "channels": 1,
         "scaling": {
             "class": "transforms.ScaleMRIntensityd",
-            "arguments": {"upper_percentile": 98.0, "background": 0.0},
+            "arguments": {"upper_percentile": 98.0, "background": 0.0, "foreground": "above-background"},
         },
     }
-    assert recipe["target"]["scaling"]["arguments"] == {"window": [0.0, 1000.0]}
+    assert recipe["target"]["scaling"]["arguments"] == {"window": [0.0, 1000.0], "foreground": "above-background"}
     assert recipe.target_window == (0, 1000)
     assert recipe["target"]["modality"] is None
     assert recipe["grid"] == {
