@@ -137,10 +137,6 @@ def _settings() -> list[Setting]:
         ),
         Setting("output_dir", "path", "outputs/RUN_NAME", "everything that is written goes there", _ALL, logged=False),
         Setting("output_ext", "text", ".nii.gz", "format of translated volumes", (INFERENCE,)),
-        Setting("series", "text", "none", "which DICOM series is meant", (INFERENCE,), none=True),
-        Setting("derived_series", "flag", "true", "of DICOM, a derived series besides", (INFERENCE,)),
-        Setting("deidentify", "flag", "false", "leave out of it who the patient is", (INFERENCE,)),
-        Setting("pseudonym_key", "path", "none", "secret of its pseudonyms, kept there", (INFERENCE,), none=True),
         Setting("compression", "whole", "2", "of .nii.gz: 0 is fastest, 3 smallest", (INFERENCE,), 0, 3),
         Setting(
             "store", "path", "outputs/store", "preprocessed volumes; none keeps them in memory", logged=False, none=True
@@ -170,6 +166,7 @@ def _settings() -> list[Setting]:
             "network_size", "text", "small", "networks", (TRAINING, INFERENCE), choices=("small", "paper"), none=True
         ),
         Setting("noise_level", "number", "3", "misalignment added on purpose", both, 0, MAX_NOISE_LEVEL, none=True),
+        Setting("true_field", "flag", "false", "warp by the field of the added noise, in place of finding one"),
         Setting("noise_kind", "text", "affine", "of the misalignment", both, choices=tuple(NOISE_KINDS), none=True),
         Setting("spatial_dims", "whole", "2", "dimensions of the networks", _ALL, 2, 3, none=True),
         Setting("spatial_size", "size", "[96, 96]", "of the slices in pixels", _ALL, none=True),

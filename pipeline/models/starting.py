@@ -80,7 +80,7 @@ class StartingPoint:
     def weights(self, given: Mapping[str, float]) -> dict[str, float]:
         """All weights of loss terms: those of the config and, unless it replaced them all, the model's other ones."""
         if not isinstance(given, Mapping):
-            return given  # for `pipeline.bundle.check_knobs` to refuse
+            return given  # for `pipeline.settings.check` to refuse
         known = {} if self.model is None or not given.keys() >= DEFAULT_TERMS else self.model.recipe["weights"]
         return {**known, **given}
 

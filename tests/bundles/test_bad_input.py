@@ -91,6 +91,7 @@ DATA = [
     bad(
         "nothing above the background",
         lambda place: place.revoxel("images/a.nii.gz", lambda voxels: -1 - voxels),
+        foreground="above-background",
         says=["{data}/images/a.nii.gz has no voxel above the background value 0", "greatest value -1"],
     ),
     bad(

@@ -143,7 +143,7 @@ def test_slices_that_hardly_vary_are_as_good_in_onnx(exporter, exports):
     slices[..., 40:43, 50:54] = 0.5
     with torch.no_grad():
         difference = (opened(exports / "model.onnx")[0](slices) - exporter.network(slices)).abs().max()
-    assert difference < 1e-4
+    assert difference < 2e-4
 
 
 def test_command_line_reports_and_refuses(main, exports, trained_run, settings, tmp_path, capsys):
@@ -285,7 +285,7 @@ def with_minimum_size(path, folder):
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda path, folder: None, "does not exist; scripts/export.py makes an ONNX file"),
+        (lambda path, folder: None, "does not exist: train first"),
         (
             lambda path, folder: (folder / "model.onnx").write_bytes(path.read_bytes()[:5000]),
             "is no ONNX file, or it is damaged or cut short",

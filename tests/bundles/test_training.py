@@ -135,7 +135,9 @@ def test_intensity_overlays_fix_the_window(run_config, tmp_path, name):
     recipe = Model(tmp_path / "run" / "model.pt").recipe
     window = {"scaled.json": (-1, 1), "mr_to_ct.json": (-1000, 2000)}[name]
     assert recipe.target_window == window
-    assert recipe["target"]["scaling"] == {"class": "transforms.ScaleCTIntensityd", "arguments": {"window": [*window]}}
+    rule = {"scaled.json": "above-background", "mr_to_ct.json": "found"}[name]
+    arguments = {"window": [*window], "foreground": rule}
+    assert recipe["target"]["scaling"] == {"class": "transforms.ScaleCTIntensityd", "arguments": arguments}
 
 
 @pytest.mark.parametrize(("name", "kind"), [("train.json", "train"), ("inference.json", "infer")])

@@ -13,7 +13,7 @@ import pytest
 from monai.bundle import ConfigParser
 
 from pipeline.errors import first_cause
-from pipeline.settings import SETTINGS, Setting, check, command_line, help_text, table, values
+from pipeline.settings import SETTINGS, Setting, _settings, check, command_line, help_text, table, values
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "bundles" / "reggan" / "configs"
@@ -46,6 +46,10 @@ def test_every_setting_stands_in_its_config(chain):
         looked_up |= {"min_foreground"}
     missing = {name for name, setting in SETTINGS.items() if chain in setting.of and name not in config}
     assert missing <= looked_up
+
+
+def test_no_setting_is_described_twice():
+    assert len(_settings()) == len(SETTINGS)
 
 
 def test_every_plain_entry_of_a_config_is_a_setting():

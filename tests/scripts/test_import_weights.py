@@ -90,8 +90,8 @@ def test_what_is_said_of_a_generator_goes_with_it(main, networks, tmp_path, caps
     main([str(tmp_path / "generator.pth"), str(out), *EVERYTHING.split()])
     recipe = Model(out).recipe
     assert recipe.target_window == (-1000, 2000)
-    assert recipe["target"]["scaling"]["arguments"] == {"window": [-1000, 2000]}
-    assert recipe["source"]["scaling"]["arguments"] == {"window": [0, 800]}
+    assert recipe["target"]["scaling"]["arguments"] == {"window": [-1000, 2000], "foreground": "above-background"}
+    assert recipe["source"]["scaling"]["arguments"] == {"window": [0, 800], "foreground": "above-background"}
     assert (recipe.spatial_size, recipe.slice_axis, recipe["grid"]["orientation"]) == ((96, 96), 1, "LPS")
     assert (recipe["source"]["modality"], recipe["target"]["modality"], recipe["method"]) == ("MR", "CT", "pix2pix")
     printed = capsys.readouterr().out

@@ -47,7 +47,7 @@ def table(text):
 def test_list_names_all_with_their_configs(script, capsys):
     assert script.main(["--list"]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
-    assert len(lines) == 1 + 17
+    assert len(lines) == 1 + len(METHODS)
     for line, method in zip(lines[1:], METHODS.values(), strict=True):
         assert line.split()[0] == method.name
         assert line.split()[1:] == ["train.json", *method.overlays]
@@ -107,7 +107,8 @@ def test_one_method_from_end_to_end(phantom, tmp_path):
     [experiment] = [found for found in client.search_experiments() if found.name == "methods"]
     # Resumed and still one run; the evaluation is another, below it.
     evaluation, run = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time desc"])
-    assert run.data.params["method"] == run.info.run_name == evaluation.data.params["method"] == "unit-c+r"
+    assert run.data.params["method"] == evaluation.data.params["method"] == "unit-c+r"
+    assert run.info.run_name == "unit-c+r, affine noise 3, seed 0"
     assert "val/psnr" in run.data.metrics
     assert "test/psnr" in evaluation.data.metrics
     assert evaluation.data.tags["mlflow.parentRunId"] == run.info.run_id

@@ -257,13 +257,16 @@ def test_a_generator_has_a_recipe_that_travels_with_its_weights():
         "channels": 2,
         "scaling": {
             "class": "transforms.ScaleMRIntensityd",
-            "arguments": {"upper_percentile": 99.5, "background": 0.0},
+            "arguments": {"upper_percentile": 99.5, "background": 0.0, "foreground": "above-background"},
         },
     }
     assert recipe["target"] == {
         "modality": "CT",
         "channels": 3,
-        "scaling": {"class": "transforms.ScaleCTIntensityd", "arguments": {"window": [-1000.0, 2000.0]}},
+        "scaling": {
+            "class": "transforms.ScaleCTIntensityd",
+            "arguments": {"window": [-1000.0, 2000.0], "foreground": "above-background"},
+        },
         "window": [-1000.0, 2000.0],
     }
     grid = {"spatial_dims": 2, "orientation": "LPS", "spacing": None, "slice_axis": 0, "spatial_size": [64, 48]}
@@ -288,7 +291,7 @@ def test_what_nobody_says_is_assumed():
     assert recipe["target"]["scaling"]["class"] == "transforms.ScaleMRIntensityd"
     assert (recipe["grid"]["spatial_size"], recipe["grid"]["orientation"], recipe.slice_axis) == (None, "RAS", 2)
     asked = combine([import_state_dict(authors_generator())]).recipe(Known(source_window=(-160, 240)))
-    assert asked["source"]["scaling"]["arguments"] == {"window": [-160, 240]}
+    assert asked["source"]["scaling"]["arguments"] == {"window": [-160, 240], "foreground": "above-background"}
 
 
 @pytest.mark.parametrize("window", [(1, 1), (2, 1), (0, float("inf")), (float("nan"), 1)])

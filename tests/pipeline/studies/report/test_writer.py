@@ -35,7 +35,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
     save = Figure.savefig
 
     def note(self: Figure, path, **options):
-        saved[re.sub(r"^\.(.*\.png)\.\d+$", r"\1", path.name)] = self
+        saved[re.sub(r"^\.(.*\.png)\.\d+.*$", r"\1", path.name)] = self
         save(self, path, **options)
 
     monkeypatch.setattr(Figure, "savefig", note)
