@@ -16,6 +16,7 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 
+from pipeline.chain import explain, is_monai_command
 from pipeline.ending import ENDING, LOG_FILE
 from pipeline.files import ProcessLock, not_written, remove_leftovers, replacing
 from pipeline.models import LAST
@@ -163,8 +164,7 @@ def explain_errors() -> None:
     The file lies in the folder that the config writes into, where that is there. Does nothing where a config is run
     from Python.
     """
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if spec is None or spec.name != "monai.bundle.__main__" or sys.excepthook is not sys.__excepthook__:
+    if not is_monai_command() or sys.excepthook not in (sys.__excepthook__, explain):
         return
     parser = calling_parser()
 

@@ -9,27 +9,21 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.utils import optional_import
 
+from pipeline.chain import MONAI_WORDS, as_fire, command_line, fault, is_monai_command, named_files, read_chain
 from transforms import FOREGROUND_RULES, MAX_NOISE_LEVEL, NOISE_KINDS
 
 TRAINING, EVALUATION, INFERENCE = "training", "evaluation", "inference"
 _ALL = (TRAINING, EVALUATION, INFERENCE)
-# What MONAI's command takes for itself.
-_MONAI = (
-    *("run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file"),
-    "help",
-)
 # What may stand in a config whether or not anything in it refers to it: what every bundle of the model zoo has.
 _UNREFERENCED = ("bundle_root", "dataset_dir", "network_size")
 # What only an overlay may change, since other entries of the config change with it.
@@ -246,8 +240,13 @@ def check(chain: str, read: Sequence[str] = ()) -> None:
     if "help" in typed or "h" in typed or parser.config.get("help") is True:
         print(help_text(chain))
         raise SystemExit(0)
-    faults = _restore_texts(parser, typed)
-    faults += _unknown(parser, typed, chain, read)
+    files: Mapping[str, Any] = {}
+    if is_monai_command() and (why := fault(sys.argv[1:])):
+        raise ValueError(why)
+    if typed or is_monai_command():  # the files as they are, without what was typed
+        files = read_chain(named_files(sys.argv[1:]) or [])
+    faults = _restore_texts(parser, typed, files)
+    faults += _unknown(parser, typed, files, chain, read)
     if not faults:
         faults += _out_of_range(parser, chain)
     if faults:
@@ -289,54 +288,29 @@ def help_text(chain: str) -> str:
     return "\n".join(lines)
 
 
-def command_line(words: Sequence[str]) -> list[tuple[str, str | None]]:
-    """The settings of a command line as they were typed, in order; None for a value that is not there."""
-    found: list[tuple[str, str | None]] = []
-    index = 0
-    while index < len(words):
-        word = words[index]
-        index += 1
-        if not re.match(r"--?[A-Za-z]", word):
-            continue
-        name, equals, value = word.lstrip("-").partition("=")
-        if not equals and index < len(words) and not re.match(r"--?[A-Za-z]|--$", words[index]):
-            value, equals = words[index], "="
-            index += 1
-        found.append((name.replace("-", "_"), value if equals else None))
-    return found
-
-
 def _typed(parser: ConfigParser) -> dict[str, str | None]:
     """What was typed for settings of this very config; nothing where the config was started from Python."""
     words = sys.argv[1:]
     if "run" not in words:
         return {}
     pairs = command_line(words)
-    typed = {name: value for name, value in pairs if name not in _MONAI or name == "help"}
+    typed = {name: value for name, value in pairs if name not in MONAI_WORDS or name == "help"}
     for name, value in typed.items():  # another config, run from Python by a program whose command line looks like ours
         if name in ("help", "h"):
             continue
-        if value is None or _as_fire(value) is None:
+        if value is None or as_fire(value) is None:
             continue
-        if name not in parser or parser[name] not in (value, _as_fire(value)):
+        if name not in parser or parser[name] not in (value, as_fire(value)):
             return {}
     return typed
 
 
-def _as_fire(text: str) -> Any:
-    try:
-        return DefaultParseValue(text)
-    except Exception:  # what Fire cannot parse stays text
-        return text
-
-
-def _restore_texts(parser: ConfigParser, typed: Mapping[str, str | None]) -> list[str]:
+def _restore_texts(parser: ConfigParser, typed: Mapping[str, str | None], files: Mapping[str, Any]) -> list[str]:
     """Put texts back into a config as they were typed; returns what cannot be a text."""
     faults = []
-    files = _files(parser) if typed else {}
     for name, text in typed.items():
         setting = SETTINGS.get(name)
-        if text is not None and _as_fire(text) is None:  # MONAI's command passes over what is None
+        if text is not None and as_fire(text) is None:  # MONAI's command passes over what is None
             if setting is None or not setting.none:
                 wanted = "another value" if setting is None else setting.range()
                 faults.append(f"{name} must be {wanted}, got None")
@@ -367,18 +341,6 @@ def _keep(parser: ConfigParser, name: str, value: Any) -> None:
     parser.ref_resolver.resolved_content[ReferenceResolver.normalize_id(name)] = value
 
 
-def _files(parser: ConfigParser) -> Mapping[str, Any]:
-    """The config's files as they are, without what was typed."""
-    given = dict(command_line(sys.argv[1:])).get("config_file")
-    if given is None:
-        return {}
-    files = _as_fire(given)
-    names = [files] if isinstance(files, str) else list(files)
-    merged = ConfigParser({})
-    merged.read_config(names)
-    return merged.config
-
-
 def _entry(config: Any, name: str) -> Any:
     """The entry of that path, None where there is none."""
     for key in ReferenceResolver.split_id(name) if name else ():
@@ -391,10 +353,11 @@ def _entry(config: Any, name: str) -> Any:
     return config
 
 
-def _unknown(parser: ConfigParser, typed: Mapping[str, str | None], chain: str, read: Sequence[str]) -> list[str]:
+def _unknown(
+    parser: ConfigParser, typed: Mapping[str, str | None], files: Mapping[str, Any], chain: str, read: Sequence[str]
+) -> list[str]:
     """Names that nothing refers to, and paths that lead nowhere."""
     faults = []
-    files = _files(parser) if typed else {}
     used = {ReferenceResolver.split_id(name)[0] for name in all_references(parser.config)}
     entries = set(parser.config) - {parser.meta_key, *_UNREFERENCED, *read}
     known = sorted((used & entries) | {*read} | {name for name, setting in SETTINGS.items() if chain in setting.of})

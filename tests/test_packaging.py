@@ -21,7 +21,7 @@ else:
 ROOT = Path(__file__).resolve().parent.parent
 # Each room may import those on the floors below it in this list, and itself.
 FLOORS = [
-    {"transforms", "pipeline.files", "pipeline.provenance"},
+    {"transforms", "pipeline.files", "pipeline.provenance", "pipeline.chain"},
     {"pipeline.errors"},
     {
         "pipeline.networks",

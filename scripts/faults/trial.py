@@ -28,6 +28,8 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from pipeline.chain import explain
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "bundles" / "reggan" / "configs"
 AFFINE = np.diag([2.0, 2.0, 4.0, 1.0])
@@ -389,6 +391,7 @@ def _become(argv: Sequence[str], cwd: Path | str, env: dict[str, str], log: Path
         try:
             if argv[0] == "-m":
                 sys.argv = list(argv[1:])
+                sys.excepthook = explain  # as MLflow's plug-in has it, in a process of its own
                 runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
             else:
                 sys.argv = list(argv)
