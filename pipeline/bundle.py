@@ -178,6 +178,21 @@ def explain_errors() -> None:
     ENDING.take_over()
 
 
+def check_is_folder(path: Path, name: str = "output_dir") -> None:
+    """Check that a folder to write into is one, or can be made.
+
+    Raises:
+        ValueError: it, or one that it would lie in, is a file or a link to nowhere.
+    """
+    for place in (path, *path.parents):
+        if place.is_dir():
+            return
+        if place.is_symlink() and not place.exists():
+            raise ValueError(f"{name} {place} is a link to {place.readlink()}, which does not exist")
+        if place.exists():
+            raise ValueError(f"{name} {path}: {place} is a file, expected a folder")
+
+
 class RunFolder:
     """The folder of one run and the config it was started with.
 
@@ -198,7 +213,7 @@ class RunFolder:
         resume: whether an earlier run is continued.
 
     Raises:
-        ValueError: if ``resume`` is set and the folder holds no run.
+        ValueError: if ``resume`` is set and the folder holds no run, or it cannot be a folder.
         RuntimeError: if another process is running in the folder.
     """
 
@@ -210,6 +225,7 @@ class RunFolder:
             raise ValueError(
                 f"resume: {self.output_dir} holds no run (no {CONFIG_FILE}); leave resume out to start one"
             )
+        check_is_folder(self.output_dir)
         if self.output_dir.is_dir() and idist.get_rank() == 0:
             self._take_folder()
         self._config_written = False
@@ -251,7 +267,10 @@ class RunFolder:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             free = lock.acquire()
         except OSError as error:
-            raise not_written(self.output_dir / ".lock", error) or error from error
+            told = not_written(self.output_dir / ".lock", error)
+            if told is None:
+                raise
+            raise told from error
         if not free:
             raise RuntimeError(f"output_dir {self.output_dir} is in use by another running process; choose another")
         _TAKEN[self.output_dir] = lock

@@ -102,7 +102,9 @@ def read_chain(names: Sequence[str]) -> dict[str, Any]:
 
 
 def _unfit(name: str, names: Sequence[str], error: Exception) -> str:
-    what = str(error.args[0]).removeprefix("query key: ") if isinstance(error, KeyError) else str(error)
+    if not isinstance(error, KeyError):
+        return f"config_file: {name}: {error}"
+    what = str(error.args[0]).removeprefix("query key: ")
     if name == names[0]:
         return (
             f"{name} is an overlay: it changes {what!r}, which it does not have. It stands behind the config that has, "
@@ -194,6 +196,12 @@ def fault(words: Sequence[str]) -> str | None:
         config = read_chain(names)
     except ValueError as error:
         return str(error)
+    for name, value in settings:
+        if value is not None and value.startswith("%") and name not in MONAI_WORDS:
+            return (
+                f"--{name} {value}: what begins with '%' is a part of another file to MONAI's command, and "
+                f"there is none of that name; a file is named ./{value}"
+            )
     run_id = given.get("run_id") or (others[1] if len(others) > 1 else "run")
     if run_id not in config:
         can = [name for name in ("run", "training") if name in config]
@@ -244,7 +252,7 @@ def explain(kind: type[BaseException], error: BaseException, trace: Any) -> None
     except Exception:  # never in place of the error that is explained
         why = None
     if why is None:
-        sys.__excepthook__(kind, error, trace)  # type: ignore[arg-type]
+        sys.__excepthook__(kind, error, trace)
         return
     print(f"error: {why}", file=sys.stderr)
     raise SystemExit(1)

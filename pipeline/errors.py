@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import re
 import traceback
 
 from pipeline.files import NotWrittenError, not_written
@@ -20,7 +23,7 @@ def first_cause(error: BaseException) -> BaseException:
 
 def innermost_cause(error: BaseException) -> BaseException:
     """The error at the end of the chain, whoever wrapped it."""
-    while error.__cause__ is not None:
+    while error.__cause__ is not None and error.__cause__ is not error:  # as "raise error from error" makes it
         error = error.__cause__
     return error
 
@@ -53,10 +56,30 @@ def _words(error: BaseException) -> str:
         told = not_written(error.filename, error)
         if told is not None:
             return str(told)
+    if isinstance(error, TypeError) and (hint := _known_arguments(error)):
+        return f"{error}: {hint}"
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if isinstance(error, ValueError | OSError | RuntimeError) and text.strip():
         return text
     return f"{kind}: {text}" if text.strip() else kind
+
+
+def _known_arguments(error: TypeError) -> str | None:
+    """What a class that was given an unknown argument takes, with the one that may have been meant."""
+    match = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if match is None:
+        return None
+    # The class is in the frames that the call came through, by itself or as that of the object being made.
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for value in list(frame.f_locals.values()):
+            for kind in value.__mro__ if isinstance(value, type) else type(value).__mro__:
+                parameters = inspect.signature(kind).parameters if kind.__name__ == match[1] else {}
+                known = [name for name in parameters if name != "self"]
+                # One that hands unknown arguments on has a base of its name that does not.
+                if known and all(one.kind is not one.VAR_KEYWORD for one in parameters.values()):
+                    close = difflib.get_close_matches(match[2], known, n=1, cutoff=0.6)
+                    return (f"did you mean '{close[0]}'? " if close else "") + f"it takes {', '.join(known)}"
+    return None
 
 
 def _first_line(error: BaseException) -> str:

@@ -43,10 +43,13 @@ def training_slice_axis(items: Sequence[Mapping[str, Any]], orientation: str = "
             raise ValueError(f"slice_axis must be 0, 1 or 2, got {given}")
         return int(given)
     found: dict[int, list[str]] = {}
+    unknown = {}
     for path, spacing, lengths in _measured(items, orientation):
         axis = find_slice_axis(spacing, lengths)
         if axis is not None:
             found.setdefault(axis, []).append(path)
+        elif not inspect_all([path])[path].measured:
+            unknown[path] = tuple(lengths)
     if len(found) > 1:
         kinds = "; ".join(f"axis {axis} in {_some(found[axis])}" for axis in sorted(found))
         raise DataError(
@@ -56,6 +59,13 @@ def training_slice_axis(items: Sequence[Mapping[str, Any]], orientation: str = "
             ]
         )
     axis = next(iter(found), DEFAULT_AXIS)
+    if unknown:
+        path, shape = next(iter(unknown.items()))
+        logger.warning(
+            "%s have no header that says how they were taken: their slices are counted along axis %d of %s; if that is "
+            "another, --slice_axis says so",
+            _some(list(unknown)), axis, "x".join(map(str, shape)),
+        )  # fmt: skip
     reason = "the thickest voxels, or single slices" if found else "voxels are about equally long"
     logger.info("slices are counted along axis %d of %s: %s", axis, orientation, reason)
     return axis

@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from pipeline.models import ModelError, Recipe
-from transforms import REMARKS_KEY, describe_volume, find_slice_axis, orientation_axes
+from transforms import REMARKS_KEY, UNMEASURED_KEY, describe_volume, find_slice_axis, orientation_axes
 
 DIFFERENCES_KEY = "differences_from_training"
 """Entry of an image's metadata that holds what was said of it."""
@@ -121,6 +121,23 @@ def _span(low: float, high: float) -> str:
     return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 
+def _unknown_planes(image: NdarrayOrTensor, recipe: Recipe) -> Iterator[str]:
+    """Say along which axis a volume is cut whose file does not say how it was taken."""
+    shape = tuple(image.shape[1:])
+    letters = orientation_axes(recipe["grid"]["orientation"])
+    if not isinstance(image, MetaTensor) or not image.meta.get(UNMEASURED_KEY, False) or len(shape) != 3:
+        return
+    axis = letters[recipe.slice_axis]  # such a volume points to R, A and S
+    shown = "x".join(map(str, shape))
+    if min(length for other, length in enumerate(shape) if other != axis) == 1 and shape.count(1) > 1:
+        raise ModelError(f"has the shape {shown}: its slices, along axis {axis}, are lines of one voxel's width")
+    if 1 not in shape:
+        yield (
+            f"slices: its file has no header that says how it was taken; it is cut along axis {axis} of {shown} "
+            f"(slice_axis {recipe.slice_axis}); turn it if its slices lie along another"
+        )
+
+
 class CompareWithTrainingd(MapTransform):
     """Warn of volumes unlike those of the training; stands behind ``ReadImaged``, and leaves the voxels as they are.
 
@@ -146,7 +163,10 @@ class CompareWithTrainingd(MapTransform):
             meta = image.meta if isinstance(image, MetaTensor) else {}
             name = meta.get("filename_or_obj", "the image")
             try:
-                said = differences_from_training(describe_volume(image), self.recipe)
+                said = [
+                    *_unknown_planes(image, self.recipe),
+                    *differences_from_training(describe_volume(image), self.recipe),
+                ]
             except ModelError as error:
                 raise ModelError(f"{name} {error}") from error
             for sentence in said:

@@ -41,6 +41,9 @@ class ForegroundSliceInferer(Inferer):
 
         Returns:
             (B, C, H, W, D) in [-1, 1].
+
+        Raises:
+            FloatingPointError: the network's values are not finite.
         """
         volumes = convert_to_tensor(inputs, track_meta=False).movedim(2 + self.slice_axis, 1)
         slices = volumes.flatten(0, 1)
@@ -48,5 +51,13 @@ class ForegroundSliceInferer(Inferer):
         translated = torch.full(tuple(slices.shape), BACKGROUND, dtype=torch.float32, device=slices.device)
         for some in filled.split(self.slices_at_once):
             translated[some] = network(slices[some], *args, **kwargs).float()
+        broken = int(
+            (~translated.isfinite()).flatten(1).any(1).sum()
+        )  # later they would be clipped, and look like others
+        if broken:
+            raise FloatingPointError(
+                f"the network gives values that are not finite (NaN or infinite) in {broken} of {len(slices)} slices: "
+                "its training diverged, or the source is far from what it was trained on"
+            )
         result = translated.unflatten(0, volumes.shape[:2]).movedim(1, 2 + self.slice_axis)
         return convert_to_dst_type(result, inputs, dtype=result.dtype)[0]

@@ -48,7 +48,10 @@ class StartingPoint:
     """
 
     def __init__(self, path: str | Path | None = None, trusted_modules: Collection[str] = ()) -> None:
-        self.model = None if path is None else Model(path, trusted_modules)
+        try:
+            self.model = None if path is None else Model(path, trusted_modules)
+        except ModelError as error:
+            raise ModelError(f"start_from: {error}") from error
 
     @property
     def digest(self) -> str | None:

@@ -123,7 +123,7 @@ class TrackedEvaluation:
             run.log_artifact(path, folder.as_posix())
         run.close()
         if run.run_id is not None:
-            logger.info("this evaluation is MLflow run %s in %s", run.run_id, run.tracking_uri)
+            logger.info("this evaluation is MLflow run %s in %s: %s", run.run_id, run.tracking_uri, run.how_to_look)
 
     def _training(self) -> RunRecord | None:
         """The record of the training that the checkpoint is of, if that is tracked."""

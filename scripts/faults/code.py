@@ -56,7 +56,9 @@ def _(trial: Trial) -> str:
 @cause(KIND, "a file whose name begins with %")
 def _(trial: Trial) -> str:
     trial.save("%run.nii.gz", head()[0])
-    done = trial.translate("%run.nii.gz")
+    # MONAI's command takes it for a part of another file; that is said, and how to name it.
+    trial.refused(trial.translate("%run.nii.gz"), r"\./%run\.nii\.gz")
+    done = trial.translate("./%run.nii.gz")
     if done.code != 0 or not (trial.folder / "out/%run_translated.nii.gz").is_file():
         silent("it is not translated", done)
     return "right"
