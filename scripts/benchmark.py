@@ -20,6 +20,7 @@ import contextlib
 import io
 import platform
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -32,6 +33,7 @@ from monai.transforms import RandAffined
 
 from pipeline.bundle import project_dir
 from pipeline.data import ensure_phantom
+from pipeline.ending import command
 from pipeline.engines import PrepareBatch
 from pipeline.inference import Exporter, find_volumes
 from pipeline.studies import gpu
@@ -205,4 +207,4 @@ def onnx_version() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command(main))

@@ -11,6 +11,7 @@ from typing import Any
 
 from monai.utils import set_determinism
 
+from pipeline.ending import command
 from pipeline.errors import first_cause
 from pipeline.inference.export import FORMATS, TOLERANCE, Exporter
 
@@ -101,4 +102,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command(main))

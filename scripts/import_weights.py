@@ -22,6 +22,7 @@ from pipeline.compat import (
     read_state_dict,
     write_state_dict,
 )
+from pipeline.ending import command
 from pipeline.methods import METHODS
 from pipeline.models import Recipe
 
@@ -243,4 +244,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command(main))

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pipeline.data.phantom import SPLITS, PhantomParameters, make_phantom
+from pipeline.ending import command
 
 SLICE_HEIGHTS = (-38.0, -12.0, 2.0, 12.0, 26.0, 44.0)  # mm above the anterior commissure, one column each
 MOST_SUBJECTS_SHOWN = 4
@@ -108,4 +109,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import platform
+import sys
 
 import torch
 
+from pipeline.ending import command
 from pipeline.methods import METHODS
 from pipeline.studies.cost import report_cost
 
@@ -36,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command(main))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pipeline.bundle import project_dir
 from pipeline.data import ensure_phantom
+from pipeline.ending import command
 from pipeline.methods import METHODS
 from pipeline.studies.learning import report_learning
 from pipeline.studies.tasks import Task, prepare_store
@@ -126,4 +127,4 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

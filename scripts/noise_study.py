@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.bundle import project_dir
+from pipeline.ending import command
 from pipeline.studies.noise.grid import Study
 from pipeline.studies.noise.study import listing, parse_datasets, run_study
 
@@ -90,4 +91,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

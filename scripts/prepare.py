@@ -23,6 +23,7 @@ os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
 
 from tqdm import tqdm
 
+from pipeline.ending import command
 from pipeline.errors import cause
 from pipeline.preparation import Outcome, Settings, Thresholds, find_pairs, prepare
 
@@ -122,4 +123,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

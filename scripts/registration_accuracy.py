@@ -21,6 +21,7 @@ os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
 
 import numpy as np
 
+from pipeline.ending import command
 from pipeline.io import read_image
 from pipeline.preparation import Thresholds
 from pipeline.preparation.cases import resample
@@ -181,4 +182,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

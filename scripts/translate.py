@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from pipeline.bundle import bundle_dir, default_weights, device
+from pipeline.ending import command
 from pipeline.errors import cause
 from pipeline.inference.folder import TABLE_FILE, Outcome, translate_folder
 from pipeline.io import WRITABLE
@@ -73,4 +74,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

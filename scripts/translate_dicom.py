@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.bundle import bundle_dir, default_weights, device
+from pipeline.ending import command
 from pipeline.errors import cause
 from pipeline.inference import Translation, build_network, derivation_of, find_volumes, open_model
 from pipeline.inference.scoring import translate
@@ -70,4 +72,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(command(main))

@@ -34,6 +34,7 @@ import pipeline.inference
 import pipeline.packaging
 import pipeline.translators
 import transforms
+from pipeline.ending import command
 
 # Imported for those that are forked.
 WARM = (ignite.engine, matplotlib.figure, mlflow, monai.bundle, monai.engines, transforms, pipeline, causes)
@@ -139,4 +140,4 @@ def report_kills(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))
