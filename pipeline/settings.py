@@ -122,6 +122,7 @@ def _settings() -> list[Setting]:
         Setting(
             "series", "text", "none", "which DICOM series of image: UID, pattern, modality", (INFERENCE,), none=True
         ),
+        Setting("mask", "path", "none", "file that is not 0 in the foreground of image", (INFERENCE,), none=True),
         Setting("derived_series", "flag", "true", "write a derived DICOM series, where image is one", (INFERENCE,)),
         Setting("deidentify", "flag", "false", "that series by DICOM's basic profile", (INFERENCE,)),
         Setting("pseudonym_key", "path", "none", "file that keeps its pseudonyms", (INFERENCE,), none=True),

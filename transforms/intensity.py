@@ -20,6 +20,7 @@ __all__ = [
     "ABOVE_BACKGROUND",
     "FOREGROUND_RULES",
     "FOUND",
+    "MASK_KEY",
     "REMARKS_KEY",
     "WINDOW_KEY",
     "RestoreIntensity",
@@ -35,6 +36,9 @@ WINDOW_KEY = "intensity_window"
 
 REMARKS_KEY = "intensity_remarks"
 """Entry of a scaled image's metadata: sentences on what is not as the scaling expects it, with the numbers."""
+
+MASK_KEY = "foreground_given"
+"""Entry of an image's metadata: a mask of the user's, boolean (X, Y, Z) on the image's grid, that is the foreground."""
 
 FOUND, ABOVE_BACKGROUND = "found", "above-background"
 FOREGROUND_RULES = (FOUND, ABOVE_BACKGROUND)
@@ -83,8 +87,17 @@ def _look(image: torch.Tensor, values: np.ndarray) -> tuple[np.ndarray, Backgrou
     if values.ndim not in (3, 4):
         return values > values.min(), Background(None, None, float(values.min()))
     backgrounds = [find_background(channel, spacing) for channel in values]
+    given = _given_mask(image)
+    if given is not None:
+        return np.broadcast_to(given, values.shape), backgrounds[0]
     masks = [foreground_mask(channel, spacing, found) for channel, found in zip(values, backgrounds, strict=True)]
     return np.stack(masks), backgrounds[0]
+
+
+def _given_mask(image: torch.Tensor) -> np.ndarray | None:
+    """The user's mask of an image, if it has one."""
+    mask = image.meta.get(MASK_KEY) if isinstance(image, MetaTensor) else None
+    return None if mask is None else np.asarray(mask, bool)
 
 
 def _check_rule(foreground: str) -> str:
@@ -130,6 +143,8 @@ class _ScaleIntensity(InvertibleTransform):
         Returns:
             The same shape as float32 in [-1, 1]; ``meta["intensity_window"]`` holds the window as two floats.
 
+            A mask of the user's, in ``meta["foreground_given"]``, is the foreground whatever the rule.
+
         Raises:
             ValueError: the image contains NaN or infinite values, or no window can be found in it.
         """
@@ -139,7 +154,7 @@ class _ScaleIntensity(InvertibleTransform):
             raise ValueError(f"{_name_of(image)} contains NaN or infinite values and cannot be scaled")
         numbers = values.detach().cpu().numpy()
         mask, background = _look(image, numbers)
-        found = self.foreground == FOUND
+        found = self.foreground == FOUND or _given_mask(image) is not None
         low, high = self.find_window(image, mask if found else None, background)
         # Clipping first makes the lower end exactly -1, whatever lies below it (the undershoot of a cubic spline, say).
         scaled = values.clamp(low, high).sub_(low).mul_(2.0 / (high - low)).sub_(1.0).clamp_(-1.0, 1.0)
@@ -150,6 +165,7 @@ class _ScaleIntensity(InvertibleTransform):
         if not isinstance(image, MetaTensor):
             return scaled
         result = MetaTensor(scaled, meta=dict(image.meta), applied_operations=list(image.applied_operations))
+        result.meta.pop(MASK_KEY, None)  # it is in the values now
         result.meta[WINDOW_KEY] = (low, high)
         result.meta[REMARKS_KEY] = list(self.remark(numbers, mask, background))
         return self.push_transform(result, extra_info={"window": (low, high)})

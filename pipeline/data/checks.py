@@ -37,6 +37,9 @@ __all__ = [
 SPLITS = ("training", "validation", "test")
 """Lists of a datalist, in the names of the Medical Segmentation Decathlon."""
 
+FILES = ("image", "label", "mask")
+"""What a case consists of; not every case has a mask."""
+CONSTANT = "is constant"
 REQUIRED_SPLITS = ("training", "validation")
 """Lists that must not be empty."""
 
@@ -159,11 +162,16 @@ def find_faults(
     faults += _find_repeated(entries)
     if not read_files:
         return faults, None
-    paths = list(dict.fromkeys(os.fspath(item[key]) for _, item in entries for key in ("image", "label")))
+    masks = {os.fspath(item["mask"]) for _, item in entries if item.get("mask")}
+    paths = list(dict.fromkeys(os.fspath(item[key]) for _, item in entries for key in FILES if item.get(key)))
     reports = inspect_all(paths, store)
     for path in paths:
-        faults += [f"{path}: {fault}" for fault in reports[path].faults]
+        # The head may fill a mask; that it is empty is for `pipeline.io.ReadImaged`.
+        own = [fault for fault in reports[path].faults if path not in masks or not fault.startswith(CONSTANT)]
+        faults += [f"{path}: {fault}" for fault in own]
     for _, item in entries:
+        if item.get("mask"):
+            faults += _compare_pair(os.fspath(item["image"]), os.fspath(item["mask"]), reports)
         faults += _compare_pair(os.fspath(item["image"]), os.fspath(item["label"]), reports)
     faults += _find_copies(entries, reports)
     return list(dict.fromkeys(faults)), _combine_digests(reports)
@@ -290,7 +298,7 @@ def _check_values(values: torch.Tensor) -> list[str]:
     if not (np.isfinite(low) and np.isfinite(high)):
         nans, infinities = int(torch.isnan(values).sum()), int(torch.isinf(values).sum())
         return [f"holds {nans} NaN and {infinities} infinite values among {values.numel()}"]
-    return [f"is constant, every value is {low:g}"] if low == high else []
+    return [f"{CONSTANT}, every value is {low:g}"] if low == high else []
 
 
 def _format(affine: np.ndarray) -> str:

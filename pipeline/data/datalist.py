@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.checks import REQUIRED_SPLITS, SPLITS, DataError, find_faults, inspect_all
+from pipeline.data.checks import FILES, REQUIRED_SPLITS, SPLITS, DataError, find_faults, inspect_all
 from pipeline.io import READABLE, ImageError, check_regular, name_of, split_series
 
 __all__ = ["Cases", "load_cases"]
@@ -27,11 +27,11 @@ DATALIST_NAMES = ("datalist.json", "dataset.json")
 """Names under which a datalist is looked for in the data set's folder."""
 
 VOLUME_FOLDERS = {
-    "training": ("imagesTr", "labelsTr"),
-    "validation": ("imagesVal", "labelsVal"),
-    "test": ("imagesTs", "labelsTs"),
+    "training": ("imagesTr", "labelsTr", "masksTr"),
+    "validation": ("imagesVal", "labelsVal", "masksVal"),
+    "test": ("imagesTs", "labelsTs", "masksTs"),
 }
-"""Folders of images and labels per list, in the naming of the Medical Segmentation Decathlon."""
+"""Folders of images, labels and, where there are any, masks per list, as in the Medical Segmentation Decathlon."""
 
 SLICE_FOLDERS = {"training": "train", "validation": "val", "test": "test"}
 """How the names of the folders that hold A/ and B/ start, per list (the layout of the RegGAN authors)."""
@@ -54,7 +54,7 @@ SUBJECT = re.compile(r"^(sub-[0-9A-Za-z]+)(?:_|$)")
 class Cases(dict[str, list[dict[str, str]]]):
     """The three lists of a data set, ``{"training": [...], "validation": [...], "test": [...]}``.
 
-    Each item is ``{"image": path, "label": path, "case": patient}``.
+    Each item is ``{"image": path, "label": path, "case": patient}``, and ``"mask"``, a path, where there is one.
 
     Attributes:
         name: of the data set's folder, without what lies above it; empty where the lists come from nowhere.
@@ -86,11 +86,11 @@ class Cases(dict[str, list[dict[str, str]]]):
         """
         if self.digest is None:
             return None
-        files = [item[key] for items in self.values() for item in items for key in ("image", "label")]
+        files = [item[key] for items in self.values() for item in items for key in FILES if key in item]
         known = inspect_all(files)
         lists = {
             split: sorted(
-                [known[item["image"]].digest or "", known[item["label"]].digest or "", item["case"]] for item in items
+                [known[item[key]].digest or "" for key in FILES if key in item] + [item["case"]] for item in items
             )
             for split, items in self.items()
         }
@@ -122,7 +122,7 @@ class Cases(dict[str, list[dict[str, str]]]):
         if split not in self:
             raise ValueError(f"split must be one of {', '.join(self)}, got {split!r}")
         if not self[split]:
-            images, labels = VOLUME_FOLDERS[split]
+            images, labels, _ = VOLUME_FOLDERS[split]
             slices = SLICE_FOLDERS[split]
             filled = ", ".join(name for name in self if self[name]) or "none"
             raise DataError(
@@ -335,6 +335,8 @@ def _entry_problem(item: Any) -> str | None:
             return f'has no "{key}"; it has {", ".join(item) or "nothing"}'
         if not isinstance(item[key], str) or not item[key]:
             return f'"{key}" must be one path, got {_kind(item[key])} ({json.dumps(item[key])[:80]})'
+    if item.get("mask") is not None and (not isinstance(item["mask"], str) or not item["mask"]):
+        return f'"mask" must be one path, got {_kind(item["mask"])} ({json.dumps(item["mask"])[:80]})'
     if not isinstance(item.get("patient"), str | int | None):
         return f'"patient" must be a string, got {_kind(item["patient"])}'
     return None
@@ -343,7 +345,7 @@ def _entry_problem(item: Any) -> str | None:
 def _entry(item: Mapping[str, Any], folder: Path, root: Path) -> dict[str, str]:
     """Turn one entry of a JSON list into a case; without a patient, ``"fallback"`` says what stands for it."""
     entry = {}
-    for key in ("image", "label"):
+    for key in ("image", "label", *(["mask"] if item.get("mask") else [])):
         places = [Path(os.path.normpath(base / Path(item[key]).expanduser())) for base in (root, folder)]
         entry[key] = str(next((place for place in places if split_series(place)[0].exists()), places[0]))
     if item.get("patient") not in (None, ""):
@@ -450,13 +452,28 @@ def _no_images(image_dir: Path, label_dir: Path) -> str:
 def _list_volume_folders(root: Path, to_train: bool) -> tuple[Cases, list[str]]:
     """List the folders imagesTr, labelsTr and so on; a file's name is its patient."""
     cases, faults = _no_cases(), []
-    for split, (image_folder, label_folder) in VOLUME_FOLDERS.items():
+    for split, (image_folder, label_folder, mask_folder) in VOLUME_FOLDERS.items():
         pairs, problems = _pair(root / image_folder, root / label_folder, split == "test")
         cases[split] = [{"image": str(image), "label": str(label), "fallback": name} for name, image, label in pairs]
-        faults += problems
+        faults += problems + _add_masks(cases[split], root / mask_folder)
         if to_train and split == "training" and not pairs and not problems:
             faults.append(_no_images(root / image_folder, root / label_folder))
     return cases, faults
+
+
+def _add_masks(items: Sequence[dict[str, str]], folder: Path) -> list[str]:
+    """Give each case its mask of that name, where there are masks; returns the faults."""
+    if not folder.is_dir():
+        return []
+    masks, faults = images_in(folder)
+    lonely = []
+    for item in items:
+        found = masks.get(item["fallback"]) or masks.get(item["fallback"].removesuffix(CHANNEL_SUFFIX))
+        if found is None:
+            lonely.append(item["fallback"])
+        else:
+            item["mask"] = str(found)
+    return faults + ([f"{folder}: no mask of {', '.join(lonely)}"] if lonely else [])
 
 
 def _find_slice_folders(root: Path) -> dict[str, list[Path]]:

@@ -20,7 +20,7 @@ from monai.utils import convert_to_tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from pipeline.data.checks import inspect_all
+from pipeline.data.checks import FILES, inspect_all
 from pipeline.data.store import StoredVolume, VolumeStore, fingerprint, open_store
 from pipeline.errors import innermost_cause
 from pipeline.files import cores
@@ -63,8 +63,8 @@ class PairDataset(Dataset):
     """Preprocessed pairs of volumes; a sampler derives from it, and says what its items are.
 
     Args:
-        data: list of ``{"image": path, "label": path}``, optionally with ``"case"``, the patient; without it the
-            image's file name stands for the patient.
+        data: list of ``{"image": path, "label": path}``, optionally with ``"mask"``, the path of a mask that is the
+            foreground, and with ``"case"``, the patient; without it the image's file name stands for the patient.
         transform: loads and preprocesses a pair to volumes ``(1, H, W, D)`` in [-1, 1], the same way each time. The
             label's ``meta["intensity_window"]`` (written by the scaling transforms) is kept for `target_window`.
         slice_axis: spatial axis (0, 1 or 2) that counts the slices.
@@ -83,6 +83,7 @@ class PairDataset(Dataset):
         places: of each filled slice, in order, the number of its pair and which of that pair's ``rows`` it is.
         descriptions: what `transforms.DescribeVolumed` said of each pair, by key; None where it did not.
         patients: number of patients.
+        masks: number of pairs that have a mask of the user's.
 
     Raises:
         ValueError: ``data`` is empty or malformed, a transformed pair is no ``(1, H, W, D)`` of one shape, slices
@@ -155,6 +156,7 @@ class PairDataset(Dataset):
         self._windows = [pair.window for pair in self.pairs]
         self.places = [(number, row) for number, pair in enumerate(self.pairs) for row in range(len(pair.rows))]
         self.descriptions = [pair.description for pair in self.pairs]
+        self.masks = sum("mask" in item for item in data)
         self.patients = len({pair.case for pair in self.pairs})
 
     def _compare_windows(self) -> None:
@@ -252,9 +254,9 @@ class PairDataset(Dataset):
 
     def _key(self, item: Mapping[str, Any]) -> str | None:
         """The key of a pair in the store; None where its files are not such that their content is known."""
-        paths = [os.fspath(item[key]) for key in ("image", "label") if isinstance(item[key], str | os.PathLike)]
+        paths = [os.fspath(item[key]) for key in FILES if isinstance(item.get(key), str | os.PathLike)]
         digests = [report.digest for report in inspect_all(paths).values()]
-        if len(paths) < 2 or not all(digests):
+        if len(paths) < 2 + ("mask" in item) or not all(digests):
             return None
         return VolumeStore.key(digests, self._made_by, self.slice_axis, self.background)
 

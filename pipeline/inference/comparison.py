@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from pipeline.models import ModelError, Recipe
-from transforms import REMARKS_KEY, UNMEASURED_KEY, describe_volume, find_slice_axis, orientation_axes
+from transforms import MASK_KEY, REMARKS_KEY, UNMEASURED_KEY, describe_volume, find_slice_axis, orientation_axes
 
 DIFFERENCES_KEY = "differences_from_training"
 """Entry of an image's metadata that holds what was said of it."""
@@ -138,6 +138,16 @@ def _unknown_planes(image: NdarrayOrTensor, recipe: Recipe) -> Iterator[str]:
         )
 
 
+def _without_mask(meta: Mapping[str, Any], recipe: Recipe) -> Iterator[str]:
+    """Say that a volume has no mask where those of the training had one."""
+    masks = recipe["foreground"]["masks"]
+    if masks and meta.get(MASK_KEY) is None:
+        yield (
+            f"foreground: {masks} training pairs had a mask of their foreground, and it has none: what is found in it "
+            "is the foreground; --mask FILE gives one"
+        )
+
+
 class CompareWithTrainingd(MapTransform):
     """Warn of volumes unlike those of the training; stands behind ``ReadImaged``, and leaves the voxels as they are.
 
@@ -165,6 +175,7 @@ class CompareWithTrainingd(MapTransform):
             try:
                 said = [
                     *_unknown_planes(image, self.recipe),
+                    *_without_mask(meta, self.recipe),
                     *differences_from_training(describe_volume(image), self.recipe),
                 ]
             except ModelError as error:

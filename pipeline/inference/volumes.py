@@ -15,19 +15,21 @@ from pipeline.io import READABLE, holds_dicom, split_series
 from pipeline.io.reading import SERIES_MARK
 
 
-def find_volumes(path: str | Path, series: str | None = None) -> list[dict[str, str]]:
+def find_volumes(path: str | Path, series: str | None = None, mask: str | Path | None = None) -> list[dict[str, str]]:
     """Find the source volumes to translate, and look into each before any is translated.
 
     Args:
         path: an image file; a folder of image files; a data set's folder, whose ``imagesTs`` is meant; or DICOM: a
             file, a folder with a series, or a DICOMDIR.
         series: which DICOM series is meant, where there are several; see `pipeline.io.choose_series`.
+        mask: a file that is not 0 where the volume's foreground is, on its grid; for a single volume.
 
     Returns:
-        One ``{"image": path}`` per volume, in the order of their names.
+        One ``{"image": path}`` per volume, in the order of their names; with ``"mask"`` where there is one.
 
     Raises:
-        FileNotFoundError: the path does not exist, or holds no image.
+        FileNotFoundError: the path or the mask does not exist, or holds no image.
+        ValueError: a mask for several volumes.
         DataError: an image cannot be translated (see `pipeline.data.checks.check_images`), or two would be translated
             into files of one name; the message lists every fault.
     """
@@ -41,7 +43,13 @@ def find_volumes(path: str | Path, series: str | None = None) -> list[dict[str, 
     else:
         files = [str(file) for file in (_sources_in(path) if path.is_dir() else [path])]
     check_images(files)
-    return [{"image": file} for file in files]
+    if mask is None:
+        return [{"image": file} for file in files]
+    if len(files) > 1:
+        raise ValueError(f"mask: {mask} is one file, and there are {len(files)} volumes to translate in {path}")
+    if not Path(mask).expanduser().is_file():
+        raise FileNotFoundError(f"mask: {mask} does not exist")
+    return [{"image": files[0], "mask": str(Path(mask).expanduser())}]
 
 
 def _sources_in(folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
@@ -15,6 +16,10 @@ from monai.transforms import MapTransform
 
 from pipeline.io.dicom import Series, choose_series, find_series, holds_dicom, name_for_files, read_raw
 from pipeline.io.formats import READABLE, READERS, ImageError, Raw, check_regular, name_of, suffix_of
+from transforms import MASK_KEY
+
+GRID_TOLERANCE = 0.05
+"""How far a mask may lie from its image's grid, as a share of the shortest side of a voxel."""
 
 SHAPE_KEY = "file_shape"
 """Entry of an image's metadata: the shape of the array in its file."""
@@ -128,13 +133,16 @@ class ReadImaged(MapTransform):
     Args:
         keys: keys of the paths.
         allow_missing_keys: whether keys may be missing.
+        mask_key: key of the path of a mask, not 0 inside the patient, on the grid of the images; where there is one, it
+            goes into the images' metadata, for the scaling, and is no key of the result.
 
     Raises:
-        ImageError: (when called) see `read_image`; the message names the file.
+        ImageError: (when called) see `read_image`, or the mask is of another grid or empty; the message names the file.
     """
 
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False, mask_key: str = "mask") -> None:
         super().__init__(keys, allow_missing_keys)
+        self.mask_key = mask_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Read every key of ``data``."""
@@ -146,4 +154,38 @@ class ReadImaged(MapTransform):
                 d[key] = read_image(d[key])
             except ImageError as error:
                 raise ImageError(f"{d[key]} {error}") from error
+        path = d.pop(self.mask_key, None)
+        if path is not None:
+            try:
+                mask = read_image(path)
+                for key in self.key_iterator(d):
+                    d[key].meta[MASK_KEY] = mask_on_grid(mask, d[key])
+            except ImageError as error:
+                raise ImageError(f"{path} {error}") from error
         return d
+
+
+def mask_on_grid(mask: MetaTensor, image: MetaTensor) -> np.ndarray:
+    """A mask in the order of an image's voxels, boolean (X, Y, Z).
+
+    Args:
+        mask: (1, X, Y, Z), not 0 inside; its axes may be stored in another order or point the other way.
+        image: (1, X, Y, Z) on the same grid.
+
+    Raises:
+        ImageError: the grids differ, or nothing is inside.
+    """
+    voxels, affine = mask.as_tensor()[0].numpy() != 0, mask.affine.numpy()
+    wanted = image.affine.numpy()
+    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.io_orientation(wanted))
+    turned = nib.orientations.apply_orientation(voxels, turn)
+    placed = affine @ nib.orientations.inv_ornt_aff(turn, voxels.shape)
+    size = np.linalg.norm(wanted[:3, :3], axis=0).min()
+    if turned.shape != tuple(image.shape[1:]) or np.abs(placed - wanted).max() > GRID_TOLERANCE * size:
+        raise ImageError(
+            f"is a mask of shape {voxels.shape} at {placed[:3, 3].round(2).tolist()} mm, expected the grid of "
+            f"{image_name(image)}: shape {tuple(image.shape[1:])} at {wanted[:3, 3].round(2).tolist()} mm"
+        )
+    if not turned.any():
+        raise ImageError("is an empty mask: every voxel is 0")
+    return turned

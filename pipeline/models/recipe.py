@@ -159,6 +159,7 @@ SCHEMA: dict[str, Any] = {
                         "maximum": 1,
                         "description": "least share of a slice's target that has to be foreground for it to be used",
                     },
+                    "masks": _described(_COUNT, "number of training pairs whose foreground is a mask of the user's"),
                 },
             ),
             "data": _or_null(

@@ -81,6 +81,7 @@ def training_recipe(
         "foreground": {
             "rule": scalings["target"]["arguments"].get("foreground", ABOVE_BACKGROUND),
             "min_foreground": dataset.min_foreground,
+            "masks": dataset.masks,
         },
         "data": describe_data(dataset),
         "training": {

@@ -18,7 +18,7 @@ class InMemory(Dataset):
     """Pairs in memory, standing in for ``pipeline.data.SliceDataset``."""
 
     target_window = (0.0, 1000.0)
-    channels, patients, min_foreground = 1, 1, 0.0
+    channels, patients, min_foreground, masks = 1, 1, 0.0, 0
     descriptions = ()
     slice_transform = None
 

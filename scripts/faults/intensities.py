@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
 from faults.kinds import cause
-from faults.trial import Done, Trial, correlation, ct_of, head, seed_of, silent
+from faults.trial import AFFINE, Done, Trial, correlation, ct_of, head, seed_of, silent
 
 KIND = "intensities"
 WORDS = ("background", "foreground", r"\bbelow\b", r"negative", r"\bair\b", "unlike", "intensit")
@@ -212,3 +213,37 @@ def _(trial: Trial) -> str:
 def _(trial: Trial) -> str:
     data = trial.dataset("other", test="xy", change=lambda c, x, y: (x, y / 1000))
     return trial.right_or_said(trial.evaluate("--dataset_dir", data), lambda: False, "window", "range", *WORDS)
+
+
+def masked(trial: Trial, affine: np.ndarray = AFFINE) -> Path:
+    """A data set with masks of half the head beside the images."""
+    data = trial.dataset()
+    for split, cases in (("Tr", "abc"), ("Val", "v")):
+        for case in cases:
+            inside = head(seed_of(split + case))[0] > 0
+            inside[: inside.shape[0] // 2] = False
+            trial.save(f"data/masks{split}/{case}.nii.gz", inside.astype(np.uint8), affine)
+    return data
+
+
+@cause(KIND, "masks of the user's are the foreground")
+def _(trial: Trial) -> str:
+    done = trial.train(data=masked(trial))
+    shares = re.search(r"foreground: ([\d.]+) %", done.text)
+    plain = re.search(r"foreground: ([\d.]+) %", trial.train(data=trial.data, out="plain").text)
+    if done.code or not shares or not plain or float(shares[1]) > 0.7 * float(plain[1]):
+        silent("the masks make no difference", done)
+    return "right"
+
+
+@cause(KIND, "masks that lie elsewhere than the images")
+def _(trial: Trial) -> str:
+    return trial.refused(trial.train(data=masked(trial, AFFINE + 20 * np.eye(4, k=3))), "mask", anywhere=True)
+
+
+@cause(KIND, "a translation without the mask that the training had")
+def _(trial: Trial) -> str:
+    trial.train(data=masked(trial))
+    trial.save("s.nii.gz", head()[0])
+    done = trial.translate("s.nii.gz", model="out/model.pt", out="translated")
+    return trial.right_or_said(done, lambda: False, r"\bmask\b")
