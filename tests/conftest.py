@@ -89,7 +89,7 @@ RECIPE: dict[str, Any] = {
         "spatial_size": [32, 32],
         "fit": "resize",
     },
-    "foreground": {"rule": "above-background", "min_foreground": 0.1},
+    "foreground": {"rule": "above-background", "min_foreground": 0.1, "masks": 0},
     "data": None,
     "training": {
         "origin": "trained",

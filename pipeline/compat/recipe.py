@@ -108,7 +108,7 @@ def imported_recipe(
             "spatial_size": size or None,
             "fit": FIT,
         },
-        "foreground": {"rule": ABOVE_BACKGROUND, "min_foreground": MIN_FOREGROUND},
+        "foreground": {"rule": ABOVE_BACKGROUND, "min_foreground": MIN_FOREGROUND, "masks": 0},
         "data": None,
         "training": {
             "origin": "imported",

@@ -19,7 +19,8 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-LEFT_OUT = (".git", ".venv*", "outputs", "data", "*.png", "__pycache__", ".*_cache", "*.egg-info", "node_modules")
+OF_RUNS = ("outputs", "data")  # in the checkout itself; pipeline/data is code
+LEFT_OUT = (".git", ".venv*", "*.png", "__pycache__", ".*_cache", "*.egg-info", "node_modules")
 # Studies of an hour and of days keep their names and overlays.
 SMALL_STUDY = {"methods": ["reggan"], "noise": {"affine": [0]}, "steps": 2, "seeds": [0]}
 SMALL_NETWORKS = {
@@ -37,7 +38,10 @@ class Checkout:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        leave_out = shutil.ignore_patterns(*LEFT_OUT)
+        shutil.copytree(
+            ROOT, folder, ignore=lambda at, names: {*leave_out(at, names), *(OF_RUNS if Path(at) == ROOT else ())}
+        )
         self.environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PATH": self._programs()}
         self.environment.pop("MLFLOW_TRACKING_URI", None)
         self.log = (folder / "warm.log").open("wb")

@@ -85,7 +85,7 @@ def test_it_says_all_that_was_used(make_translator, data):
         "spatial_size": [32, 32],
         "fit": "resize",
     }
-    assert recipe["foreground"] == {"rule": "above-background", "min_foreground": 0.2}
+    assert recipe["foreground"] == {"rule": "above-background", "min_foreground": 0.2, "masks": 0}
     training = recipe["training"]
     assert (training["noise_level"], training["noise_kind"], training["seed"]) == (3, "affine", 5)
     assert training["settings"] == {"batch_size": 2}
