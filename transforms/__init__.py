@@ -10,7 +10,7 @@ from transforms.description import (
     orientation_axes,
 )
 from transforms.displacement import Deformation, deform, true_displacement
-from transforms.foreground import Background, find_background, foreground_mask, outline
+from transforms.foreground import Background, find_background, foreground_mask
 from transforms.intensity import (
     ABOVE_BACKGROUND,
     FOREGROUND_RULES,
@@ -71,7 +71,6 @@ __all__ = [
     "measure_axes",
     "nonempty_slices",
     "orientation_axes",
-    "outline",
     "stack_slices",
     "true_displacement",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-__all__ = ["Background", "find_background", "foreground_mask", "outline"]
+__all__ = ["Background", "find_background", "foreground_mask"]
 
 PADDED_SHARE = 0.25
 """Share of the field's sides that must hold one and the same value for it to be what was put around the patient."""
@@ -244,16 +244,3 @@ def _fill(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     open_[np.unique(labels[edge])] = True
     open_[0] = True
     return mask | ~open_[labels]
-
-
-def outline(mask: np.ndarray) -> np.ndarray:
-    """The edge of a mask: its elements that have a neighbour outside of it.
-
-    Args:
-        mask: boolean, of any number of axes.
-
-    Returns:
-        Boolean, of the same shape.
-    """
-    mask = np.asarray(mask, bool)
-    return mask & ~ndimage.binary_erosion(mask, border_value=1)

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.metrics.image import BACKGROUND_TOLERANCE
 from pipeline.reporting.panels import Panel, Row, cropping_box, draw_grid, scale_limit
 from pipeline.reporting.samples import IMAGES, Sample
+from transforms.scale import BACKGROUND
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,11 @@ def _error(image: np.ndarray | None, target: np.ndarray) -> np.ndarray | None:
     return None if image is None else np.abs(image - target)
 
 
+TARGET = "Target"
 COLUMNS = (
     _Column("Source", "image", lambda sample: sample.source),
     _Column("Prediction", "image", lambda sample: sample.prediction),
-    _Column("Target", "image", lambda sample: sample.target),
+    _Column(TARGET, "image", lambda sample: sample.target),
     _Column("Error", "error", lambda sample: _error(sample.prediction, sample.target), lambda sample: sample.psnr),
     _Column("Intensity map", "image", lambda sample: sample.baseline),
     _Column(
@@ -104,4 +107,6 @@ def _label(sample: Sample) -> str:
 
 def _panel(column: _Column, sample: Sample) -> Panel:
     psnr = column.psnr(sample)
-    return Panel(column.kind, column.content(sample), "" if psnr is None else f"PSNR {psnr:.2f} dB")
+    foreground = sample.target > BACKGROUND + BACKGROUND_TOLERANCE if column.title == TARGET else None
+    caption = "" if psnr is None else f"PSNR {psnr:.2f} dB"
+    return Panel(column.kind, column.content(sample), caption, foreground=foreground)

@@ -38,6 +38,7 @@ MARGIN = 0.03  # left around what is shown, as a share of the image
 
 COLOURS = {"error": "inferno", "field": "viridis"}
 NOTE = "For volumes in RAS orientation the patient's right is on the left side, as in radiology."
+EDGE_NOTE = " The line is the edge of the foreground, which the scores are taken in."
 FIELD_NOTE = " Arrows point to where the warped prediction takes its values from."
 
 
@@ -50,12 +51,14 @@ class Panel:
         content: (X, Y) as it lies in the volume, or (2, X, Y) of a field in pixels; None leaves the panel black.
         caption: a line below it.
         absence: what an empty panel says instead, on light grey.
+        foreground: boolean, of the content's shape, whose edge is drawn; None for no line.
     """
 
     kind: str
     content: np.ndarray | None
     caption: str = ""
     absence: str = ""
+    foreground: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ def _lay_out(
     width = LEFT + len(titles) * (panel_width + GAP) + RIGHT
     title = fill(title, int((width - LEFT) / TITLE_CHARACTER))
     note = NOTE + (FIELD_NOTE if any(panel.kind == "field" for panel in panels) else "")
+    note += EDGE_NOTE if any(panel.foreground is not None for panel in panels) else ""
     note = fill(note, int((width - LEFT) / NOTE_CHARACTER))
     top = HEADER * (2 + 0.75 * title.count("\n") if title else 1)
     footer = FOOTER if any(panel.kind in COLOURS for panel in panels) else NOTE_ONLY
@@ -184,6 +188,8 @@ def _draw_panel(axes: Axes, panel: Panel, limits: Mapping[str, float]) -> None:
         _show(axes, panel.content, (0, limits["error"]), COLOURS["error"])
     else:
         _show(axes, panel.content, INTENSITY_RANGE, "gray")
+        if panel.foreground is not None and panel.foreground.any() and not panel.foreground.all():
+            axes.contour(panel.foreground.T, levels=[0.5], colors="tab:orange", linewidths=0.6)
     axes.set_xlabel(panel.caption, fontsize=8, labelpad=2)
 
 

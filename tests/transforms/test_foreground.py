@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from transforms import find_background, foreground_mask, outline
+from transforms import find_background, foreground_mask
 
 SPACING = (2.0, 2.0, 5.0)
 SHAPE = (96, 80, 12)
@@ -149,10 +149,3 @@ def test_nothing_stands_out():
 def test_refused(image, spacing, message):
     with pytest.raises(ValueError, match=message):
         foreground_mask(image, spacing)
-
-
-def test_outline():
-    mask = np.zeros((5, 5), bool)
-    mask[1:4, 1:4] = True
-    assert outline(mask).sum() == 8
-    assert not outline(mask)[2, 2]
