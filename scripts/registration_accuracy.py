@@ -138,7 +138,8 @@ def another(source: Scan, target: Scan, how: str) -> Scan:
     """What is registered in place of the target, on its grid.
 
     Args:
-        source, target: the pair.
+        source: of the pair.
+        target: likewise.
         how: "mirrored"; "warped" by a smooth field of 8 mm; "looked up", which is the source, with the target's mean at
             each of its values in place of it, so that it lies where the source does without any doubt.
     """
@@ -229,14 +230,9 @@ def judged(rows: Sequence[dict[str, str]]) -> Iterator[tuple[bool, str]]:
             ]
             values = [value for value, _ in found]
             ok = float(np.mean(values)) < MEAN if thin else all(value < most for value, most in found)
-            slices = "up to" if thin else "above"
-            yield (
-                ok,
-                (
-                    f"against {what}, slices {slices} 2 mm: mean {np.mean(values):.2f} mm, largest {max(values):.2f} mm "
-                    f"of {len(values)} (wanted: {limit})"
-                ),
-            )
+            which = f"against {what}, slices {'up to' if thin else 'above'} 2 mm"
+            numbers = f"mean {np.mean(values):.2f} mm, largest {max(values):.2f} mm of {len(values)}"
+            yield ok, f"{which}: {numbers} (wanted: {limit})"
     far = [row["case"] for row in known if row["verdict"] == GOOD and float(row["error_mm"]) > WORST]
     yield not far, f"cases above {WORST:g} mm that are judged good: {', '.join(far) or 'none'}"
     missed = [row["case"] for row in wrong if row["verdict"] == GOOD]
