@@ -109,6 +109,11 @@ RULES = (
         (*CPU,),
     ),
     Rule(r"python scripts/translate\.py FOLDER out .*", "python", CPU),
+    Rule(
+        r"python scripts/registration_accuracy\.py .*",
+        "elsewhere",
+        ("tests/scripts/test_registration_accuracy.py", "registration_accuracy"),
+    ),
     Rule(r"(storescu|dicomweb_client) .*", "elsewhere", ("tests/bundles/test_dicom.py", "C-STORE")),
     Rule(r"python scripts/translate_dicom\.py .*", "elsewhere", ("tests/bundles/test_dicom.py", "translate_dicom")),
     # the zoo
