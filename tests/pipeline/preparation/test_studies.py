@@ -125,6 +125,14 @@ def test_series_and_files_of_one_folder_are_paired(archive):
     assert [read_image(pair.source).shape for pair in found.pairs[:2]] == [(1, 8, 8, 4)] * 2
 
 
+def test_a_list_may_name_series(archive):
+    rows = ['{patient: anna, source: "p1::t1_se tra", target: "p1::t2*"}', '{source: "p2::t1*", target: "p2::t2*"}']
+    (archive / "pairs.yaml").write_text("pairs:\n" + "".join(f"- {row}\n" for row in rows))
+    found = find_pairs(archive / "pairs.yaml", "T1", "T2")
+    assert [pair.patient for pair in found.pairs] == ["anna", "entry0002"]
+    assert {read_image(place).shape for pair in found.pairs for place in (pair.source, pair.target)} == {(1, 8, 8, 4)}
+
+
 def test_a_broken_file_does_not_hide_the_other_studies(archive):
     (archive / "p1" / "t1_se_tra" / "IM0002").write_bytes(b"")
     cut = archive / "p1" / "t2_tse_tra" / "IM0001"
