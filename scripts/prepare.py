@@ -15,6 +15,7 @@ import dataclasses
 import logging
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 
@@ -92,10 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, reason in found.left_out:
             print(f"left out: {name}: {reason}", file=sys.stderr)
         with tqdm(unit="case", disable=None) as bar:
+            start, before = time.monotonic(), [0]
 
             def told(outcome: Outcome, done: int, total: int) -> None:
+                before[0] += 1
                 bar.total = total
                 bar.update(done - bar.n)
+                if bar.disable:  # no terminal to draw on, but a log
+                    left = (time.monotonic() - start) / before[0] * (total - done)
+                    print(f"{outcome.case}: {outcome.verdict}; {done} of {total}, {left / 60:.0f} min left", flush=True)
                 if outcome.reasons:
                     bar.write(f"{outcome.case}: {outcome.verdict}: {outcome.reasons}", file=sys.stderr)
 

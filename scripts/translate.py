@@ -2,7 +2,8 @@
 
 Results lie in the same subfolders of OUT, with a table, translations.csv, that says what came of each volume and why
 one failed. A volume that fails stops no other. Started again, it does what is new, has changed or failed before, and
-leaves the rest as it is. For one volume, or with more settings, use bundles/reggan/configs/inference.json.
+leaves the rest as it is. For one volume, or with more settings, use bundles/reggan/configs/inference.json; for a DICOM
+series, scripts/translate_dicom.py.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.checks import FILES, REQUIRED_SPLITS, SPLITS, DataError, find_faults, inspect_all
-from pipeline.io import READABLE, ImageError, check_regular, name_of, split_series
+from pipeline.io import READABLE, ImageError, check_regular, holds_dicom, name_of, split_series
 
 __all__ = ["Cases", "load_cases"]
 
@@ -225,11 +225,14 @@ def _list_cases(root: Path, datalist: str | os.PathLike[str] | None, to_train: b
         # nnU-Net's dataset.json describes the folders and lists nothing.
         if path.is_file() and not (has_volumes and _lists_nothing(path)):
             return _list_json(path, root, to_train)
-    if has_volumes:
-        return _list_volume_folders(root, to_train)
     slice_folders = _find_slice_folders(root)
-    if any(slice_folders.values()):
-        return _list_slice_folders(root, slice_folders, to_train)
+    if has_volumes or any(slice_folders.values()):
+        listed, faults = (
+            _list_volume_folders(root, to_train) if has_volumes else _list_slice_folders(root, slice_folders, to_train)
+        )
+        # Folders without a pair, in which DICOM lies: the one fault behind all others.
+        raw = None if any(listed.values()) else _dicom(root)
+        return listed, [raw] if raw else faults
     raw = _raw_studies(root)
     if raw:
         return _no_cases(), [raw]
@@ -237,9 +240,23 @@ def _list_cases(root: Path, datalist: str | os.PathLike[str] | None, to_train: b
     return _no_cases(), [f"{root} holds no data set: expected {expected}"]
 
 
+def _prepare(root: Path) -> str:
+    return f"python scripts/prepare.py {root} OUT --source NAME --target NAME makes a data set of it"
+
+
+def _dicom(root: Path) -> str | None:
+    """What to do with a folder that holds DICOM and no data set; None where there is none."""
+    if not holds_dicom(root):
+        return None
+    return f"{root} holds DICOM as a scanner or an archive gives it, expected pairs on one grid: {_prepare(root)}"
+
+
 def _raw_studies(root: Path) -> str | None:
     """What to do with a folder that holds raw studies and no data set; None where there are none."""
-    prepare = f"python scripts/prepare.py {root} OUT --source NAME --target NAME makes a data set of it"
+    found = _dicom(root)
+    if found:
+        return found
+    prepare = _prepare(root)
     subjects = sorted(path.name for path in root.glob("sub-*") if path.is_dir())
     if subjects:
         return f"{root} is laid out as BIDS ({_named(subjects, 3)}), expected pairs on one grid: {prepare}"

@@ -18,10 +18,11 @@ from pipeline.files import file_digest, replacing
 from pipeline.inference.opening import build_network, open_model
 from pipeline.inference.scoring import translate
 from pipeline.inference.translation import Translation
-from pipeline.io import READABLE, name_of, write_image
+from pipeline.io import READABLE, holds_dicom, name_of, write_image
 from pipeline.jobs import run_all
 
 TABLE_FILE = "translations.csv"
+DICOM_COMMAND = "python scripts/translate_dicom.py SERIES OUT translates a series into a derived series"
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def translate_folder(
 
     Raises:
         ValueError: ``output_dir`` lies in ``source``, or two files would be translated into one.
-        FileNotFoundError: ``source`` has no volume.
+        FileNotFoundError: ``source`` has no volume; DICOM is none here, and the message says what translates it.
         ModelError: the model cannot be used.
     """
     root, out = (Path(str(path)).expanduser().absolute() for path in (source, output_dir))
@@ -205,8 +206,12 @@ def _targets(root: Path, suffix: str) -> dict[Path, Path]:
         if first is not inner:
             raise ValueError(f"{root}: {first} and {inner} would both be translated into {target}")
         found[inner] = target
+    series = root.is_dir() and holds_dicom(root)
     if not found:
-        raise FileNotFoundError(f"{root} has no file ending in {', '.join(READABLE)}")
+        dicom = f"; it holds DICOM: {DICOM_COMMAND}" if series else ""
+        raise FileNotFoundError(f"{root} has no file ending in {', '.join(READABLE)}{dicom}")
+    if series:
+        logger.warning("%s holds DICOM, too, which is left aside: %s", root, DICOM_COMMAND)
     return found
 
 

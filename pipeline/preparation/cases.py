@@ -39,25 +39,39 @@ class Thresholds:
 
     Attributes:
         halves: mm between the answer and that of half the head alone (`Registration.halves`).
+        blocks: share of the blocks inside the head that agree with the answer (`Registration.blocks`), at least; a
+            wrong patient has few. Too few voxels for any block are doubtful.
         spread: mm between the answers from the two best starts.
         overlap: share of the mask in both fields of view, at least.
         information: mutual information in nats, at least.
+        residual: mm that the target lies off where its header's alignment is kept.
     """
 
     halves: tuple[float, float] = (1.5, 4.0)
+    blocks: tuple[float, float] = (0.75, 0.4)
     spread: tuple[float, float] = (1.0, 4.0)
     overlap: tuple[float, float] = (0.6, 0.35)
     information: tuple[float, float] = (0.15, 0.05)
+    residual: tuple[float, float] = (1.5, 6.0)
 
-    def judge(self, found: Registration) -> tuple[str, list[str]]:
-        """The verdict, and what speaks against the case, with numbers."""
+    def judge(self, found: Registration, registered: bool = True) -> tuple[str, list[str]]:
+        """The verdict, and what speaks against the case, with numbers.
+
+        Args:
+            found: the registration.
+            registered: whether its movement was done.
+        """
         checks = [
             ("halves", "halves of the head disagree by {} mm", found.halves, self.halves, 1),
+            ("blocks", "only {} of the blocks inside the head agree: another patient?", found.blocks, self.blocks, -1),
             ("spread", "the two best starts disagree by {} mm", found.spread, self.spread, 1),
             ("overlap", "the fields of view share {} of the mask", found.overlap, self.overlap, -1),
             ("information", "mutual information is {} nats", found.after, self.information, -1),
+            ("residual", "the target lies {} mm off", 0.0 if registered else found.mean, self.residual, 1),
         ]
         worst, reasons = 0, []
+        if np.isnan(found.blocks):
+            worst, reasons = 1, ["there is too little inside the head to compare block by block"]
         for name, text, value, limits, sign in checks:
             grade = sum(sign * value >= sign * limit for limit in limits)
             worst = max(worst, grade)
@@ -109,6 +123,7 @@ class Outcome:
     spread_mm: float | None = None
     agreeing_starts: float | None = None
     halves_mm: float | None = None
+    agreeing_blocks: float | None = None
     mean_mm: float | None = None
     largest_mm: float | None = None
     through_plane_mm: float | None = None
@@ -129,7 +144,7 @@ def places(output_dir: str | os.PathLike[str], case: str) -> dict[str, Path]:
         "label": root / "labels" / f"{case}.nii.gz",
         "mask": root / "masks" / f"{case}.nii.gz",
         "transform": root / "transforms" / f"{case}.tfm",
-        "pictures": root / "pictures" / f"{case}.png",
+        "pictures": root / "pictures" / f"{case}.jpg",
         "record": root / "cases" / f"{case}.json",
     }
 
@@ -187,10 +202,11 @@ def prepare_case(order: Order) -> Outcome:
     if not _same(source, shape, affine):
         mask = resample(Scan(mask.astype(np.float32), source.affine), own, shape, affine, order=1)[0] > 0.5
     mask = mask & seen
-    verdict, reasons = settings.thresholds.judge(found)
+    verdict, reasons = settings.thresholds.judge(found, settings.registration)
     outcome = Outcome(
         order.case, order.patient, verdict, "; ".join(reasons),
         found.before, found.after, found.spread, found.agreeing, found.halves,
+        None if np.isnan(found.blocks) else found.blocks,
         found.mean, found.largest, found.through_plane, found.overlap, settings.registration,
     )  # fmt: skip
     there = places(order.output_dir, order.case)

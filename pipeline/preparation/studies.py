@@ -26,7 +26,8 @@ SESSION = re.compile(
 )
 """End of an examination's name that says which of a patient's it is: ``_study2``, ``-ses-01``, ``_20240131``."""
 IGNORED_PARTS = ("anat", "imagestr", "labelstr", "imagests", "labelsts")
-MASK_FILES = "mask"
+MASK = re.compile(r"(?:^|[\W_]+)(?:(?:brain|bet|head|body)[\W_]*)*masks?(?![A-Za-z0-9])", re.IGNORECASE)
+"""A mask by its name, with what programs of brain extraction put before it: ``_bet_mask``, ``_brainmask``."""
 
 
 class StudiesError(ValueError):
@@ -62,7 +63,7 @@ def find_pairs(studies: str | os.PathLike[str], source: str, target: str, patien
     """List the pairs of a folder of studies, or of a list of pairs.
 
     Args:
-        studies: a folder; or a CSV, YAML or JSON file of pairs with ``source``, ``target`` and, optionally,
+        studies: a folder; a DICOMDIR; or a CSV, YAML or JSON file of pairs with ``source``, ``target`` and, optionally,
             ``patient``, ``name`` and ``mask``, paths being relative to the file.
         source: which scan is meant, without regard to case: a part of a file's name (``T1W`` finds ``T1W.nii.gz``,
             ``sub-01_T1w.nii.gz`` and ``IXI002-Guys-0828-T1W.nii.gz``, not ``T1Wce``), a pattern with ``*`` of the
@@ -76,7 +77,7 @@ def find_pairs(studies: str | os.PathLike[str], source: str, target: str, patien
     place = Path(studies).expanduser()
     pattern = _compiled(patient_pattern)
     if place.is_file():
-        found = _listed(place)
+        found = _by_series(place, source, target) if holds_dicom(place) else _listed(place)
     elif place.is_dir():
         found = _in_folder(place, source, target)
     else:
@@ -86,9 +87,9 @@ def find_pairs(studies: str | os.PathLike[str], source: str, target: str, patien
         raise StudiesError(f"{place}: no examination has both {source!r} and {target!r}{first}")
     pairs = [
         pair if pair.patient else Pair(patient_of(pair.name, pattern), pair.name, pair.source, pair.target, pair.mask)
-        for pair in sorted(found.pairs, key=lambda pair: (pair.patient, pair.name))
+        for pair in found.pairs
     ]
-    return Found(pairs, found.left_out)
+    return Found(sorted(pairs, key=lambda pair: (pair.patient, pair.name)), found.left_out)
 
 
 def patient_of(name: str, pattern: re.Pattern[str] | None = None) -> str:
@@ -168,11 +169,12 @@ def _in_folder(root: Path, source: str, target: str) -> Found:
     found = _decathlon(root) if channels is None else None
     if found is not None:
         return found
-    if images:
-        return _by_name(root, images, _channel(source, channels), _channel(target, channels))
-    if holds_dicom(root):
-        return _by_series(root, source, target)
-    raise StudiesError(f"{root}: holds neither DICOM nor images ({' '.join(READABLE)})")
+    dicom = holds_dicom(root)
+    if not images and not dicom:
+        raise StudiesError(f"{root}: holds neither DICOM nor images ({' '.join(READABLE)})")
+    by_name = _by_name(root, images, _channel(source, channels), _channel(target, channels))
+    by_series = _by_series(root, source, target) if dicom else Found([], [])
+    return Found(by_name.pairs + by_series.pairs, by_name.left_out + by_series.left_out)
 
 
 def _description(root: Path) -> dict[str, Any]:
@@ -219,7 +221,7 @@ def _decathlon(root: Path) -> Found | None:
         {
             name_of(path).removesuffix("_0000"): path
             for path in sorted((root / folder).iterdir())
-            if path.name.lower().endswith(READABLE)
+            if path.name.lower().endswith(READABLE) or (path.is_dir() and holds_dicom(path))
         }
         for folder in ("imagesTr", "labelsTr")
     )
@@ -255,11 +257,16 @@ def _without(text: str, wanted: str) -> str:
 
 def _by_name(root: Path, images: Iterable[Path], source: str, target: str) -> Found:
     scans: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    unused: list[str] = []
     for path in images:
         stem = name_of(path)
         roles = [(role, word) for role, word in (("source", source), ("target", target)) if _matches(stem, word)]
-        if _matches(stem, MASK_FILES):
-            roles = [("mask", MASK_FILES)]
+        is_mask = MASK.search(stem) or any(MASK.search(part) for part in path.relative_to(root).parent.parts)
+        if is_mask:
+            if [role for role, _ in roles] == ["target"]:
+                unused.append(path.name)  # masks lie on the source's grid
+                continue
+            roles = [("mask", source)]
         if len(roles) == 2:  # "T1 Gd" is said more closely than "T1"
             roles = (
                 [max(roles, key=lambda each: len(_parts(each[1])))]
@@ -267,12 +274,8 @@ def _by_name(root: Path, images: Iterable[Path], source: str, target: str) -> Fo
                 else roles
             )
         for role, word in roles:
-            folders = [
-                _without(part, word)
-                for part in path.relative_to(root).parent.parts
-                if part.lower() not in IGNORED_PARTS
-            ]
-            rest = _without(stem, word)
+            parts = [part for part in path.relative_to(root).parent.parts if part.lower() not in IGNORED_PARTS]
+            *folders, rest = (_without(MASK.sub("", part) if is_mask else part, word) for part in (*parts, stem))
             folders = [part for part in folders if part]
             if rest and not (folders and folders[-1] == rest):
                 folders.append(rest)
@@ -282,7 +285,8 @@ def _by_name(root: Path, images: Iterable[Path], source: str, target: str) -> Fo
         missing = [word for role, word in (("source", source), ("target", target)) if not there[role]]
         many = [role for role in ("source", "target", "mask") if len(there[role]) > 1]
         if missing and not (there["source"] or there["target"]):
-            continue  # a mask alone
+            unused += [path.name for path in there["mask"]]
+            continue
         if missing:
             left_out.append((name, f"has no {' and no '.join(map(repr, missing))}"))
         elif many:
@@ -295,14 +299,19 @@ def _by_name(root: Path, images: Iterable[Path], source: str, target: str) -> Fo
         else:
             mask = str(there["mask"][0]) if there["mask"] else None
             pairs.append(Pair("", name, str(there["source"][0]), str(there["target"][0]), mask))
+    if unused:
+        more = f" and {len(unused) - 10} more" if len(unused) > 10 else ""
+        logger.warning("%d masks belong to no pair and are not used: %s%s", len(unused), ", ".join(unused[:10]), more)
     return Found(pairs, left_out)
 
 
 def _by_series(root: Path, source: str, target: str) -> Found:
     studies = defaultdict(list)
-    for series in find_series(root):
+    faults: list[str] = []
+    for series in filter(lambda one: one.image, find_series(root, faults)):
         studies[series.patient, series.study_uid].append(series)
-    pairs, left_out = [], []
+    pairs: list[Pair] = []
+    left_out = [("the folder of studies", fault) for fault in faults]
     for (patient, study), there in sorted(studies.items()):
         chosen = []
         for wanted in (source, target):
@@ -314,13 +323,13 @@ def _by_series(root: Path, source: str, target: str) -> Found:
             pairs.append(Pair(patient or study, f"{patient}/{study}", *places))
             continue
         listed = "; ".join(str(series) for series in there)
-        faults = [
+        unclear = [
             f"{len(fits)} series fit {wanted!r}"
             for fits, wanted in zip(chosen, (source, target), strict=True)
             if len(fits) != 1
         ]
         left_out.append(
-            (f"a study of {len(there)} series", f"{' and '.join(faults) or 'one series fits both'}; it has {listed}")
+            (f"a study of {len(there)} series", f"{' and '.join(unclear) or 'one series fits both'}; it has {listed}")
         )
     return Found(pairs, left_out)
 

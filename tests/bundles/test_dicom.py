@@ -27,8 +27,8 @@ SPACING = (2.0, 2.0, 4.0)
 PLUGINS = sorted(Path("/usr/share/orthanc/plugins").glob("libOrthancDicomWeb*"))
 
 
-def script():
-    spec = importlib.util.spec_from_file_location("translate_dicom", ROOT / "scripts" / "translate_dicom.py")
+def script(path="scripts/translate_dicom.py"):
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -268,3 +268,95 @@ def test_the_command_line(model_file, studies, tmp_path, person):
     assert result.returncode == 0, result.stderr[-2000:]
     assert len(list((tmp_path / "out" / "d_series3_derived").iterdir())) == 6
     assert not [value for value in person.values() if value in result.stdout + result.stderr]
+
+
+def errors_of(tool, folder):
+    """What dicom3tools find wrong with a series."""
+    runs = [[tool, *sorted(folder.iterdir())]]
+    if tool == "dciodvfy":
+        runs = [[tool, "-new", file] for file in sorted(folder.iterdir())[:1]]
+    results = [subprocess.run(command, capture_output=True, text=True) for command in runs]
+    return {
+        line for result in results for line in (result.stdout + result.stderr).splitlines() if line.startswith("Error")
+    }
+
+
+@pytest.fixture(scope="module")
+def raw_studies(make_dicom, tmp_path_factory):
+    """Studies of four made-up persons as an archive gives them: T1, and T2 moved by millimetres and degrees."""
+    root = tmp_path_factory.mktemp("raw")
+    make_head = script("tests/pipeline/preparation/conftest.py").head
+    for number in range(1, 5):
+        source, target = make_head(number)
+        angle = 0.03 * number
+        turned = (np.cos(angle), np.sin(angle), 0, -np.sin(angle), np.cos(angle), 0)
+        for scan, title, place in (
+            (source, "t1_se_tra", {"origin": (-90, -100, -75)}),
+            (target, "t2_tse_tra", {"origin": (-86 - number, -103, -70), "directions": turned}),
+        ):
+            make_dicom(
+                root / f"MUSTERFRAU_{number}" / title, np.rint(scan.voxels).astype(np.uint16), spacing=scan.spacing,
+                suffix="", study=f"1.2.826.0.1.77.{number}", description=title, PatientID=f"ID-4711-{number}", **place,
+            )  # fmt: skip
+    return root
+
+
+@pytest.mark.slow
+def test_the_whole_way(raw_studies, orthanc, person, tmp_path, run_config, write_slice, caplog, capfd):
+    """Raw studies, a data set, a training, a derived series, an archive, and the series fetched from there."""
+    pytest.importorskip("pynetdicom")
+    client = pytest.importorskip("dicomweb_client.api").DICOMwebClient(orthanc[0])
+    caplog.set_level(logging.DEBUG)
+    out = tmp_path / "out"
+    prepared = [str(raw_studies), str(out / "prepared"), "--source", "t1_se", "--target", "t2_tse"]
+    assert script("scripts/prepare.py").main([*prepared, "--key", str(tmp_path / "key.csv")]) == 0
+    assert "4 good, 0 doubtful, 0 failed" in capfd.readouterr().out
+    run_config(
+        "train.json", dataset_dir=str(out / "prepared"), output_dir=str(out / "run"), noise_level=0,
+        tracking_uri=f"sqlite:///{out / 'mlflow.db'}",
+    )  # fmt: skip
+    assert "do not line up" not in caplog.text
+    case = raw_studies / "MUSTERFRAU_4"
+    line = [str(case), "--series", "t1*", "--checkpoint", str(out / "run" / "model.pt"), "--device", "cpu"]
+    series, nobody = tmp_path / "derived", out / "nobody"
+    assert script().main([line[0], str(series), *line[1:]]) == 0
+    assert script().main([line[0], str(nobody), *line[1:], "--deidentify"]) == 0
+    run_config("inference.json", checkpoint=str(out / "run" / "model.pt"), image=str(case), series="t1*",
+               output_dir=str(out / "volume"), derived_series=False)  # fmt: skip
+
+    for tool in ("dciodvfy", "dcentvfy"):
+        if shutil.which(tool):
+            for made in (series, nobody):
+                assert not errors_of(tool, made) - errors_of(tool, case / "t1_se_tra")
+
+    (volume,) = (out / "volume").glob("*.nii.gz")
+    volume, source = read_image(volume), read_image(case / "t1_se_tra")
+    for way, sent in (("C-STORE", series), ("STOW-RS", nobody)):
+        files = sorted(sent.iterdir())
+        assert len(files) == source.shape[-1]
+        if way == "C-STORE":
+            assert store_by_network(files, orthanc[1]) == [0] * len(files)
+        else:
+            client.store_instances([pydicom.dcmread(file) for file in files])
+        first = pydicom.dcmread(files[0])
+        back = tmp_path / way
+        back.mkdir()
+        for data in client.retrieve_series(first.StudyInstanceUID, first.SeriesInstanceUID):
+            write_slice(back / data.SOPInstanceUID, data)
+        fetched = read_image(back)
+        factor = float(first.DerivationDescription.split("times ")[1].split()[0].rstrip(".")
+                       if "times" in first.DerivationDescription else 1)  # fmt: skip
+        np.testing.assert_allclose(fetched.numpy() / factor, volume.numpy().clip(0), atol=0.5001 / factor)
+        np.testing.assert_allclose(fetched.affine, source.affine, atol=1e-6)
+
+    shown = capfd.readouterr()
+    secrets = ["MUSTERFRAU", "ID-4711", "Musterfrau", "Erika", *person.values(), str(raw_studies)]
+    for path in out.rglob("*"):
+        content = path.read_bytes() if path.is_file() else b""
+        for value in secrets:
+            assert value not in str(path.relative_to(out)), path
+            assert value.encode() not in content, (path, value)
+            assert value.encode("utf-16-le") not in content, (path, value)
+    log = (caplog.text + shown.out + shown.err).replace(str(case), "TYPED").replace(str(raw_studies), "TYPED")
+    assert [value for value in secrets if value in log] == []
+    assert "ID-4711-4" in (tmp_path / "key.csv").read_text()

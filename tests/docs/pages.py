@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = (
     *("python", "make", "pip", "mlflow", "conda", "source", "unzip", "mkdir", "cp", "curl", "monailabel", "docker"),
     *("apt-get", "grep", "htpasswd", "nginx", "dask", "torchrun", "reggan", "sudo", "git", "openssl", "head", "ln"),
-    *("env/bin/python", "storescu", "dicomweb_client"),
+    *("env/bin/python", "storescu", "dicomweb_client", "hd-bet", "mri_synthstrip", "bet"),
 )
 # In the text only these: "`source`" or "`head`" is a word there.
 INLINE = (

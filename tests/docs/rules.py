@@ -67,10 +67,10 @@ RULES = (
         (*TRAINING, *CYCLEGAN, *DATA, "--max_epochs", "2", "--noise_level", "0"),
     ),
     Rule(
-        TRAIN_JSON + r"( --dataset_dir (mydata|<folder>) --noise_level 0)?",
+        TRAIN_JSON + r"( --dataset_dir (mydata|prepared|<folder>) --noise_level 0)?",
         "python",
         (*TRAINING, *CYCLEGAN, *DATA, "--output_dir", "outputs/again"),
-        FILES,
+        {**FILES, "prepared": "mydata"},
     ),
     Rule(TRAIN_JSON + r" .*--output_dir \S+.*", "python", (*TRAINING, *CYCLEGAN, *DATA)),
     Rule(
@@ -109,6 +109,17 @@ RULES = (
         (*CPU,),
     ),
     Rule(r"python scripts/translate\.py FOLDER out .*", "python", CPU),
+    Rule(
+        r"python scripts/registration_accuracy\.py .*",
+        "elsewhere",
+        ("tests/scripts/test_registration_accuracy.py", "registration_accuracy"),
+    ),
+    Rule(r"python scripts/prepare\.py .*", "elsewhere", ("tests/bundles/test_dicom.py", "scripts/prepare.py")),
+    Rule(
+        r"(hd-bet|mri_synthstrip|bet) .*",
+        "elsewhere",
+        ("tests/pipeline/preparation/test_studies.py", "_bet_mask.nii.gz"),
+    ),
     Rule(r"(storescu|dicomweb_client) .*", "elsewhere", ("tests/bundles/test_dicom.py", "C-STORE")),
     Rule(r"python scripts/translate_dicom\.py .*", "elsewhere", ("tests/bundles/test_dicom.py", "translate_dicom")),
     # the zoo

@@ -131,6 +131,18 @@ def test_what_cannot_be_is_refused(script, write_model, tmp_path, monkeypatch, c
     assert not list(tmp_path.rglob("*translated*"))
 
 
+def test_dicom_is_sent_to_its_own_command(script, write_model, make_dicom, tmp_path, capsys, caplog):
+    make_dicom(tmp_path / "in" / "p1", np.ones((8, 8, 3), np.uint16), suffix="")
+    line = [str(tmp_path / "in"), str(tmp_path / "out"), "--checkpoint", write_model(), "--device", "cpu"]
+    with pytest.raises(SystemExit, match="2"):
+        script.main(line)
+    assert "it holds DICOM: python scripts/translate_dicom.py SERIES OUT" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    write_volume(tmp_path / "in" / "a.nii.gz", 0)
+    assert script.main(line) == 0
+    assert "holds DICOM, too, which is left aside: python scripts/translate_dicom.py" in caplog.text
+
+
 @pytest.mark.slow
 def test_a_cluster_that_loses_a_worker_translates_all(script, write_model, tmp_path, cluster):
     source = tmp_path / "in"

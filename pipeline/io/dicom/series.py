@@ -83,13 +83,15 @@ def holds_dicom(path: str | os.PathLike[str]) -> bool:
 
 
 @quiet()
-def find_series(path: str | os.PathLike[str]) -> list[Series]:
+def find_series(path: str | os.PathLike[str], faults: list[str] | None = None) -> list[Series]:
     """List the DICOM series of a place.
 
     Args:
         path: a file, which stands for itself and not for the series that it is of; a DICOMDIR, which stands for the
             files that it names; or a folder with everything below it. Files without a suffix count, and of others
             those that are no DICOM are left aside.
+        faults: takes what is wrong with single files, which are then left aside; None to raise it. Reading a series
+            that such a file belongs to is refused all the same.
 
     Returns:
         In the order of patients, studies and numbers; objects without images among them, with ``image`` False.
@@ -105,11 +107,17 @@ def find_series(path: str | os.PathLike[str]) -> list[Series]:
         header = _header(path, "")
         files = list(_files_of_dicomdir(path)) if _is_dicomdir(header) else [path]
     else:
-        files = _slices_below(path)
+        files = _slices_below(path, faults)
     root = path if path.is_dir() else path.parent
     found: dict[str, list[tuple[Path, Dataset]]] = {}
     for file in files:
-        header = _header(file, "" if file == path else f"holds {shown_below(file, root)}, which ")
+        try:
+            header = _header(file, "" if file == path else f"holds {shown_below(file, root)}, which ")
+        except ImageError as error:
+            if faults is None:
+                raise
+            faults.append(str(error))
+            continue
         if not _is_dicomdir(header):
             found.setdefault(_text(header, "SeriesInstanceUID"), []).append((file, header))
     if not found:
@@ -245,7 +253,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
         )
 
 
-def _slices_below(folder: Path) -> list[Path]:
+def _slices_below(folder: Path, faults: list[str] | None) -> list[Path]:
     """The DICOM files of a folder, among which a file that only lost its content is not overlooked."""
     found = [(file, _looks_like_dicom(file)) for file in _files_below(folder)]
     slices = [file for file, fits in found if fits]
@@ -258,7 +266,10 @@ def _slices_below(folder: Path) -> list[Path]:
         named = not file.suffix or _SLICE_SUFFIX.fullmatch(file.suffix)
         if named and file.name.lower() not in _OWN_NAMES:
             what = "empty" if file.stat().st_size == 0 else "no DICOM file, or a damaged one"
-            raise ImageError(f"holds {shown_below(file, folder)}, which is {what}")
+            fault = f"holds {shown_below(file, folder)}, which is {what}"
+            if faults is None:
+                raise ImageError(fault)
+            faults.append(fault)
     return slices
 
 

@@ -375,6 +375,19 @@ def test_bids_is_recognised(tmp_path):
     assert "python scripts/prepare.py" in fault
 
 
+@pytest.mark.parametrize("layout", ["studies", "imagesTr", "train", "loose"])
+def test_dicom_is_refused_with_the_command_that_prepares_it(tmp_path, make_dicom, layout):
+    folders = {
+        "studies": ("p1/s1", "p1/s2"), "imagesTr": ("imagesTr/p1", "labelsTr/p1"), "train": ("train/A", "train/B"),
+        "loose": ("", ""),
+    }  # fmt: skip
+    for number, folder in enumerate(folders[layout]):
+        make_dicom(tmp_path / folder, np.ones((4, 4, 3), np.uint16), suffix=("", ".dcm")[number])
+    (fault,) = faults_of(tmp_path)
+    assert fault.startswith(f"{tmp_path} holds DICOM")
+    assert f"python scripts/prepare.py {tmp_path} OUT --source NAME --target NAME" in fault
+
+
 def test_further_channels_are_refused_by_name(tmp_path):
     volume_folders(tmp_path, Tr="p1 p2", Val="p3")
     save(tmp_path / "imagesTr" / "p1_0001.nii.gz")

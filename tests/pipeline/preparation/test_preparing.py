@@ -122,7 +122,7 @@ def test_no_name_leaves_the_key(prepared):
 def test_the_report_has_each_case_and_its_pictures(prepared):
     _, out, outcomes, *_ = prepared
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/jpeg;base64,") == 3
     assert "3 good" in page
     rows = list(csv.DictReader((out / "report.csv").read_text().splitlines()))
     assert [row["case"] for row in rows] == [outcome.case for outcome in outcomes]
@@ -142,7 +142,15 @@ def test_the_key_does_not_lie_among_the_results(prepared, tmp_path):
 
 
 def test_verdicts_follow_the_thresholds(tmp_path):
-    numbers = {"before": 0.2, "after": 0.8, "spread": 0.1, "agreeing": 1.0, "halves": 0.3, "overlap": 1.0}
+    numbers = {
+        "before": 0.2,
+        "after": 0.8,
+        "spread": 0.1,
+        "agreeing": 1.0,
+        "halves": 0.3,
+        "blocks": 0.9,
+        "overlap": 1.0,
+    }
     sound = {"matrix": np.eye(4), **numbers, "mean": 2.0, "largest": 3.0, "through_plane": 1.0}
     assert Thresholds().judge(Registration(**sound)) == ("good", [])
     verdict, reasons = Thresholds().judge(Registration(**sound | {"halves": 2.0, "overlap": 0.2}))
@@ -151,6 +159,9 @@ def test_verdicts_follow_the_thresholds(tmp_path):
         "halves of the head disagree by 2.00 mm (halves 1.5)",
         "the fields of view share 0.20 of the mask (overlap 0.35)",
     ]
+    assert Thresholds().judge(Registration(**sound), registered=False) == (
+        "doubtful", ["the target lies 2.00 mm off (residual 1.5)"],
+    )  # fmt: skip
     assert Thresholds(halves=(2.5, 3)).judge(Registration(**sound | {"halves": 2.0}))[0] == "good"
     outcomes = [Outcome(f"patient00{n}_1", f"patient00{n}", "doubtful", "", mean_mm=1.0) for n in (1, 2)]
     for accept, count in ((["good"], 0), (["good", "doubtful"], 1)):

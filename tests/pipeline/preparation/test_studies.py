@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
+from pipeline.io import ImageError, read_image
 from pipeline.preparation.studies import StudiesError, find_pairs, patient_of
 
 LAYOUTS = {
@@ -87,6 +89,76 @@ def test_a_list_of_pairs_and_what_is_wrong_with_it(tmp_path):
         ("anna", str(tmp_path / "x" / "a.nii"), str(tmp_path / "m.nii"))
     ]
     assert found.left_out == [("entry 2", "has no source or no target")]
+
+
+def test_masks_of_other_programs_are_taken(tmp_path, caplog):
+    touch(tmp_path, [
+        "sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_T2w.nii.gz", "sub-01/anat/sub-01_T1w_bet_mask.nii.gz",
+        "sub-01/anat/sub-01_T2w_brain_mask.nii.gz", "sub-02/anat/sub-02_T1w.nii.gz", "sub-02/anat/sub-02_T2w.nii.gz",
+        "sub-02/anat/sub-02_brainmask.nii.gz", "sub-02/anat/sub-02_lesion_mask.nii.gz",
+        "masks/sub-03_T1w.nii.gz", "images/sub-03_T1w.nii.gz", "images/sub-03_T2w.nii.gz",
+    ])  # fmt: skip
+    found = find_pairs(tmp_path, "T1w", "T2w")
+    masks = {pair.patient: pair.mask and pair.mask.rpartition("/")[2] for pair in found.pairs}
+    assert masks == {"sub-01": "sub-01_T1w_bet_mask.nii.gz", "sub-02": "sub-02_brainmask.nii.gz", "sub-03": None}
+    assert "3 masks belong to no pair and are not used" in caplog.text
+
+
+@pytest.fixture
+def archive(tmp_path, make_dicom):
+    """Two patients' studies of two series as DICOM, and one as NIfTI."""
+    root = tmp_path / "archive"
+    for number in (1, 2):
+        for title in ("t1_se tra", "t2_tse tra", "localizer"):
+            make_dicom(
+                root / f"p{number}" / title.replace(" ", "_"), np.full((8, 8, 4), number, np.uint16), suffix="",
+                study=f"1.2.3.{number}", description=title, PatientID=f"id{number}",
+            )  # fmt: skip
+    touch(root, ["q/q_t1_se.nii.gz", "q/q_t2_tse.nii.gz"])
+    return root
+
+
+def test_series_and_files_of_one_folder_are_paired(archive):
+    found = find_pairs(archive, "t1_se", "t2_tse")
+    assert [pair.patient for pair in found.pairs] == ["id1", "id2", "q"]
+    assert not found.left_out
+    assert [read_image(pair.source).shape for pair in found.pairs[:2]] == [(1, 8, 8, 4)] * 2
+
+
+def test_a_list_may_name_series(archive):
+    rows = ['{patient: anna, source: "p1::t1_se tra", target: "p1::t2*"}', '{source: "p2::t1*", target: "p2::t2*"}']
+    (archive / "pairs.yaml").write_text("pairs:\n" + "".join(f"- {row}\n" for row in rows))
+    found = find_pairs(archive / "pairs.yaml", "T1", "T2")
+    assert [pair.patient for pair in found.pairs] == ["anna", "entry0002"]
+    assert {read_image(place).shape for pair in found.pairs for place in (pair.source, pair.target)} == {(1, 8, 8, 4)}
+
+
+def test_a_broken_file_does_not_hide_the_other_studies(archive):
+    (archive / "p1" / "t1_se_tra" / "IM0002").write_bytes(b"")
+    cut = archive / "p1" / "t2_tse_tra" / "IM0001"
+    cut.write_bytes(cut.read_bytes()[:900])
+    found = find_pairs(archive, "t1_se", "t2_tse")
+    assert [pair.patient for pair in found.pairs] == ["id1", "id2", "q"]
+    assert sum("IM0002, which is empty" in reason for _, reason in found.left_out) == 1
+    with pytest.raises(ImageError, match="IM0002, which is empty"):
+        read_image(found.pairs[0].source)
+
+
+def test_dicom_in_the_folders_of_the_decathlon(tmp_path, make_dicom):
+    for folder in ("imagesTr", "labelsTr"):
+        make_dicom(tmp_path / folder / "p1", np.ones((8, 8, 4), np.uint16), suffix="")
+    assert [pair.patient for pair in find_pairs(tmp_path, "MR", "CT").pairs] == ["p1"]
+
+
+def test_a_dicomdir_names_studies(archive):
+    from pydicom.fileset import FileSet
+
+    disk = FileSet()
+    for path in sorted(archive.rglob("IM*")):
+        disk.add(path)
+    disk.write(archive.parent / "disk")
+    for place in (archive.parent / "disk" / "DICOMDIR", archive.parent / "disk"):
+        assert [pair.patient for pair in find_pairs(place, "t1_se", "t2_tse").pairs] == ["id1", "id2"]
 
 
 def test_what_is_missing_or_unclear_is_named(tmp_path):
