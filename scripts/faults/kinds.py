@@ -76,12 +76,6 @@ class Tried:
 
 
 CAUSES: list[Cause] = []
-OPEN = Path(__file__).parent / "open.txt"
-
-
-def known_silent() -> set[str]:
-    """Causes that are silent today, as ``kind: name``: no other may be, and what is mended is to be struck out."""
-    return set(OPEN.read_text(encoding="utf-8").splitlines()) if OPEN.is_file() else set()
 
 
 def cause(
