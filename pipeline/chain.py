@@ -26,6 +26,7 @@ MONAI_WORDS = (
 """What MONAI's command takes for itself."""
 BUNDLE = Path(__file__).resolve().parent.parent / "bundles" / "reggan" / "configs"
 BEGIN = "initialize"  # the entry that a config has which others are stacked on
+HOW = "such as: python -m monai.bundle run training --config_file bundles/reggan/configs/train.json"
 LIST_FORM = "several configs are a list in quotes: --config_file \"['{}','{}']\""
 
 
@@ -178,17 +179,24 @@ def fault(words: Sequence[str]) -> str | None:
     settings, others = _split(words)
     if others[:1] != ["run"]:
         return None
-    names = named_files(words)
     given = dict(settings)
-    if names is None:
+    for name in ("args_file", "meta_file", "logging_file"):
+        if given.get(name) is not None and not Path(str(given[name])).is_file():
+            return f"{name}: {given[name]} does not exist"
+    if "tracking" in given:
+        return (
+            f"--tracking {given['tracking']} is MONAI's own tracking, which this bundle has no need of; the store is "
+            "named with --tracking_uri"
+        )
+    names = named_files(words)
+    if not names:
         if "args_file" in given:
             return None
+        if "config_file" in given:
+            return f"--config_file {given['config_file'] or ''} names no config; {HOW}"
         close = difflib.get_close_matches("config_file", given, n=1, cutoff=0.5)
         instead = f" (there is --{close[0]})" if close else ""
-        return (
-            f"no --config_file was given{instead}; such as: python -m monai.bundle run training --config_file "
-            "bundles/reggan/configs/train.json"
-        )
+        return f"no --config_file was given{instead}; {HOW}"
     stray = [word for word in others[1:] if word.lower().endswith(SUFFIXES)]
     if stray:
         return f"{stray[0]} belongs to no setting; {LIST_FORM.format(names[0], stray[0])}"

@@ -72,6 +72,11 @@ def test_overlays_stand_behind_what_they_change():
 def test_words_that_belong_to_nothing():
     assert "'resume' belongs to nothing" in why(TRAIN, run=("run", "training", "resume"))
     assert "there is no 'trainin' to run" in why(TRAIN, run=("run", "trainin"))
+    assert "logging_file: gone.conf does not exist" in why(TRAIN, more=("--logging_file", "gone.conf"))
+    assert "meta_file: gone.json does not exist" in why(TRAIN, more=("--meta_file", "gone.json"))
+    assert "--tracking_uri" in why(TRAIN, more=("--tracking", "mlflow"))
+    assert "names no config" in fault(["run", "training", "--config_file", "[]"])
+    assert "names no config" in fault(["run", "training", "--config_file"])
     assert "there is --config" in fault(["run", "training", "--config", str(TRAIN)])
     assert "./%a.nii" in why(CONFIGS / "inference.json", run=("run",), more=("--image", "%a.nii"))
 
