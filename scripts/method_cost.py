@@ -1,4 +1,4 @@
-"""Measure what a training step of each of the paper's methods costs in time and memory, against RegGAN's.
+"""Measure what a training step of each method costs in operations, time and memory, against RegGAN's.
 
 Also counts the parameters of each. A method and RegGAN are measured in turns, and reported as a ratio: machines are
 noisy. The paper's networks take images of 256x256 and more, which is slow without a GPU.

@@ -11,7 +11,7 @@ import torch
 from pipeline.bundle import check_image_size
 from pipeline.methods import METHODS
 from pipeline.reporting.tables import markdown_table
-from pipeline.studies.timing import Work, in_turns, peak_memory, random_pair, training_step
+from pipeline.studies.timing import Work, flops, in_turns, peak_memory, random_pair, training_step
 from pipeline.translators import Translator
 from pipeline.workflow import ConfigWorkflow
 
@@ -39,19 +39,27 @@ def report_cost(names: Sequence[str], size: int, steps: int, device: torch.devic
         check_image_size((size, size), translator)
         counts[name] = count_parameters(translator)
     peaks = {name: peak_memory(method_step, name, size, device, network_size, device=device) for name in counts}
-    rows = [["method", "networks", "parameters of G", "of D", "of R", "step", "step / RegGAN", "memory / RegGAN"]]
+    rows = [["method", "networks", "parameters of G", "of D", "of R", "GFLOP a step"]]
+    rows[0] += ["step", "step / RegGAN", "memory / RegGAN"]
     for name in names:
         works = {work: method_step(work, size, device, network_size) for work in (name, REFERENCE)}
-        times = in_turns(works, steps, device)
+        times = in_turns(works, steps, device, of_cpu=device.type == "cpu")
+        operations = flops(works[name])
         del works
         gc.collect()  # trainers refer to themselves
         pairs = zip(times[name], times[REFERENCE], strict=True)
         ratio = 1.0 if name == REFERENCE else statistics.median(a / b for a, b in pairs)
         networks, *numbers = counts[name]
         milliseconds = 1e3 * statistics.median(times[name])
-        cells = [f"{milliseconds:.0f} ms", f"{ratio:.2f}", f"{peaks[name] / peaks[REFERENCE]:.2f}"]
+        cells = [
+            f"{operations / 1e9:.3g}",
+            f"{milliseconds:.0f} ms",
+            f"{ratio:.2f}",
+            f"{peaks[name] / peaks[REFERENCE]:.2f}",
+        ]
         rows.append([name, ", ".join(networks), *(f"{number:,}" for number in numbers), *cells])
-    print(f"Methods, {network_size} networks at {size}x{size}, batch 1, median of {steps} pairs of steps.")
+    seconds = "CPU seconds" if device.type == "cpu" else "seconds"
+    print(f"Methods, {network_size} networks at {size}x{size}, batch 1, median {seconds} of {steps} pairs of steps.")
     print(f"Peak memory of RegGAN: {peaks[REFERENCE]:.0f} MiB\n")
     print(markdown_table(rows))
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.engines import TranslationTrainer
 from pipeline.translators import Translator
@@ -67,21 +68,31 @@ def plain_step(trainer: TranslationTrainer, batch: dict[str, Tensor]) -> Work:
     return step
 
 
-def timed(work: Work, device: torch.device) -> float:
-    """Seconds that the work takes, the device's queue included."""
-    start = time.perf_counter()
+def timed(work: Work, device: torch.device, of_cpu: bool = False) -> float:
+    """Seconds that the work takes, the device's queue included; or ``of_cpu``, those that this process computes."""
+    clock = time.process_time if of_cpu else time.perf_counter
+    start = clock()
     work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def in_turns(works: Mapping[str, Work], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Time each work once per round, after one round to warm up; seconds by name."""
+def flops(work: Work) -> int:
+    """Floating point operations of a work's convolutions and matrix products, forwards and backwards."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+def in_turns(
+    works: Mapping[str, Work], rounds: int, device: torch.device, of_cpu: bool = False
+) -> dict[str, list[float]]:
+    """Time each work once per round, after one round to warm up; seconds by name, see `timed`."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for round_ in range(rounds + 1):
         for name, work in works.items():
-            seconds = timed(work, device)
+            seconds = timed(work, device, of_cpu)
             if round_:
                 times[name].append(seconds)
     return times

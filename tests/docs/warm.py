@@ -13,10 +13,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path.cwd() / "scripts"))
 
 import try_faults  # its imports are those of all commands
-from faults.trial import command
+from faults.trial import Done, SilentError, command
 
 if __name__ == "__main__":
     print(json.dumps(["ready", str(try_faults.pipeline.__file__)]), flush=True)
     for line in sys.stdin:
-        done = command(json.loads(line), Path.cwd(), timeout=600)
+        try:
+            done = command(json.loads(line), Path.cwd(), timeout=1200)
+        except SilentError as error:  # it did not end; the next command may
+            done = Done(124, str(error), 1200)
         print(json.dumps([done.code, done.text]), flush=True)
