@@ -18,6 +18,8 @@ NAMES = {"cyclegan-nc+r": "reggan", "cyclegan-c": "cyclegan"}
 DEFAULT_BACKBONE = "cyclegan"
 # Overlays that change how a mode +R finds its fields, by what they add to the name of the method.
 REGISTRATIONS = {"affine": "affine.json", "true": "true_field.json"}
+# Overlays that say how often pairs are misaligned and what is done about it before training, likewise.
+PAIRS = {"fixed": "fixed_noise.json", "registered": "registered.json"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,9 @@ def _methods() -> dict[str, Method]:
             methods.append(Method(name, backbone, (*_backbone_overlays(backbone), *overlays)))
     for registration, overlay in REGISTRATIONS.items():
         methods.append(Method(f"reggan-{registration}", DEFAULT_BACKBONE, (overlay,)))
+    for pairs, overlay in PAIRS.items():
+        methods.append(Method(f"pix2pix-{pairs}", DEFAULT_BACKBONE, ("pix2pix.json", overlay)))
+        methods.append(Method(f"reggan-{pairs}", DEFAULT_BACKBONE, (overlay,)))
     return {method.name: method for method in methods}
 
 

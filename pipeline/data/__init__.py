@@ -5,11 +5,12 @@ from pipeline.data.datalist import Cases, load_cases
 from pipeline.data.grid import training_pixel_size, training_slice_axis
 from pipeline.data.pairs import PairDataset
 from pipeline.data.phantom import ensure_phantom, make_phantom
-from pipeline.data.samplers import SliceDataset
+from pipeline.data.samplers import MisalignedSlices, SliceDataset
 
 __all__ = [
     "Cases",
     "DataError",
+    "MisalignedSlices",
     "PairDataset",
     "SliceDataset",
     "check_cases",
