@@ -42,7 +42,9 @@ class Method:
         return ("train.json", *self.overlays)
 
 
-def method_name(backbone: str, weights: Mapping[str, float], registration: str | None = None) -> str:
+def method_name(
+    backbone: str, weights: Mapping[str, float], registration: str | None = None, pairs: str | None = None
+) -> str:
     """Name of what a backbone trained with these loss weights is.
 
     Args:
@@ -50,17 +52,19 @@ def method_name(backbone: str, weights: Mapping[str, float], registration: str |
         weights: weight of each loss term.
         registration: among ``REGISTRATIONS``, where fields are not found by the registration network alone; of no
             meaning where the weights need no registration.
+        pairs: among ``PAIRS``, where they are not misaligned anew whenever they are seen.
 
     Returns:
         For instance "reggan", "cyclegan", "pix2pix", "munit-c+r", "reggan-affine". Weights that make none of the
         paper's modes are named like the nearest one.
     """
     terms = {term for term, weight in weights.items() if weight}
+    suffix = f"-{pairs}" if pairs in PAIRS else ""
     if "pixel" in terms:
-        return "pix2pix" if backbone == DEFAULT_BACKBONE else f"{backbone}-pix2pix"
+        return ("pix2pix" if backbone == DEFAULT_BACKBONE else f"{backbone}-pix2pix") + suffix
     mode = ("c" if "cycle" in terms else "nc") + ("+r" if terms & {"correction", "smoothness"} else "")
     name = NAMES.get(f"{backbone}-{mode}", f"{backbone}-{mode}")
-    return f"{name}-{registration}" if registration and mode.endswith("+r") else name
+    return (f"{name}-{registration}" if registration and mode.endswith("+r") else name) + suffix
 
 
 def _backbone_overlays(backbone: str) -> tuple[str, ...]:

@@ -21,6 +21,8 @@ from monai.bundle import ConfigParser
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.utils import optional_import
 
+from pipeline.data.misaligned import PAIRS
+from pipeline.metrics.catalogue import KEYS
 from transforms import FOREGROUND_RULES, MAX_NOISE_LEVEL, NOISE_KINDS
 
 TRAINING, EVALUATION, INFERENCE = "training", "evaluation", "inference"
@@ -159,6 +161,8 @@ def _settings() -> list[Setting]:
         Setting("learning_rate", "number", "0.0007", "of both optimisers", least=0),
         Setting("decay_epochs", "whole", "3/4 of max_epochs", "over the last so many the rate falls linearly", least=0),
         Setting("val_interval", "whole", "1", "epochs between two validations", least=1),
+        Setting("drift", "flag", "false", "measure how far the generator moves its output, without a target", both),
+        Setting("best_by", "text", "psnr", "metric that says which epoch is the best", choices=KEYS),
         Setting("picture_interval", "whole", "5", "epochs between two pictures", least=1, logged=False),
         Setting("loss_interval", "whole", "20", "iterations between two means for MLflow", least=1, logged=False),
         Setting("weights", "mapping", "the paper's", "weights of the loss terms"),
@@ -167,6 +171,7 @@ def _settings() -> list[Setting]:
         ),
         Setting("noise_level", "number", "3", "misalignment added on purpose", both, 0, MAX_NOISE_LEVEL, none=True),
         Setting("true_field", "flag", "false", "warp by the field of the added noise, in place of finding one"),
+        Setting("pairs", "text", "anew", "when pairs are misaligned; registered: once, then registered", choices=PAIRS),
         Setting("noise_kind", "text", "affine", "of the misalignment", both, choices=tuple(NOISE_KINDS), none=True),
         Setting("spatial_dims", "whole", "2", "dimensions of the networks", _ALL, 2, 3, none=True),
         Setting("spatial_size", "size", "[96, 96]", "of the slices in pixels", _ALL, none=True),

@@ -11,8 +11,6 @@ LEVELS = (4, 2, 1)
 """Shrink factors, from coarse to fine."""
 ITERATIONS = 60  # of each level
 SMALLEST = 16  # pixels along the shorter axis, below which a level is left out
-TURN = 10.0
-"""Turn in degrees of two additional starts, either way."""
 
 
 def align(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
@@ -26,8 +24,8 @@ def align(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
         moving: (H, W), the slice that moves, of any contrast.
 
     Returns:
-        (2, 3), the displacement at p, in pixels from the image's centre, is ``map[:, :2] @ p + map[:, 2]``, pull-back: the
-        moved slice at p is ``moving`` at p plus that. Zeros where ITK finds no answer.
+        (2, 3), the displacement at p, in pixels from the image's centre, is ``map[:, :2] @ p + map[:, 2]``, pull-back:
+        the moved slice at p is ``moving`` at p plus that. Zeros where ITK finds no answer.
     """
     import itk  # seconds
 

@@ -1,4 +1,4 @@
-"""How far a generator moves, turns or sizes what it translates, found without a target: by what it does to moved sources.
+"""How far a generator moves, turns or sizes what it translates, without a target: by what it does to moved sources.
 
 Where G translates and moves nothing, it commutes with any motion P of the image: G(Px) = P G(x). Where G also moves its
 output by an affine map, both differ by an affine map that follows from it, and their contrast is one, whatever G does
@@ -165,9 +165,9 @@ def drift(translate: Callable[[Tensor], Tensor], source: Tensor, pred: Tensor | 
         pred: G(x), if it is there.
 
     Returns:
-        Each (B,): ``drift``, mean displacement in voxels by shift, turn and shear; ``drift_shift``, at the image's centre;
-        ``drift_turn`` in degrees, in 2D of axis 0 towards axis 1, in 3D without sign; ``drift_size``, by how much of
-        itself the output is larger, which no flip and no turn shows: it is told from how G follows shifts, so that a
+        Each (B,): ``drift``, mean displacement in voxels by shift, turn and shear; ``drift_shift``, at the image's
+        centre; ``drift_turn`` in degrees, in 2D of axis 0 towards axis 1, in 3D without sign; ``drift_size``, by how much
+        of itself the output is larger, which no flip and no turn shows: it is told from how G follows shifts, so that a
         generator that pulls everything towards one place looks like one that makes it smaller; ``drift_scaling``,
         the share of a scaling of the source that G does not follow; ``equivariance``, mean |G(Px) - P G(x)|.
     """
