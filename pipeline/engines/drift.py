@@ -166,8 +166,8 @@ def drift(translate: Callable[[Tensor], Tensor], source: Tensor, pred: Tensor | 
 
     Returns:
         Each (B,): ``drift``, mean displacement in voxels by shift, turn and shear; ``drift_shift``, at the image's
-        centre; ``drift_turn`` in degrees, in 2D of axis 0 towards axis 1, in 3D without sign; ``drift_size``, by how much
-        of itself the output is larger, which no flip and no turn shows: it is told from how G follows shifts, so that a
+        centre; ``drift_turn`` in degrees, in 2D of axis 0 towards axis 1, in 3D without sign; ``drift_size``, by how
+        much larger the output is, which no flip and no turn shows: it is told from how G follows shifts, so that a
         generator that pulls everything towards one place looks like one that makes it smaller; ``drift_scaling``,
         the share of a scaling of the source that G does not follow; ``equivariance``, mean |G(Px) - P G(x)|.
     """
