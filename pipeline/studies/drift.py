@@ -43,6 +43,8 @@ SETTINGS: Mapping[str, Any] = {
     "learning_rate": 0.001,
     "network_def#registration#channels": [16, 32, 32, 32],
     "noise_level": 5,
+    "weights#correction": 20,
+    "weights#smoothness": 10,
     "tracking_uri": "none",
 }
 TABLE, PICTURE = "checkpoints.csv", "drift.png"
