@@ -158,7 +158,7 @@ def _settings() -> list[Setting]:
         Setting("batch_size", "whole", "2", "slices in a step, of all processes together", least=1),
         Setting("learning_rate", "number", "0.0007", "of both optimisers", least=0),
         Setting("decay_epochs", "whole", "3/4 of max_epochs", "over the last so many the rate falls linearly", least=0),
-        Setting("ema_decay", "number", "0", "of the running mean of the weights in use; 0 for none", least=0, most=0.99999),
+        Setting("ema_decay", "number", "0", "of the running mean of the weights; 0 for none", least=0, most=0.9999),
         Setting("val_interval", "whole", "1", "epochs between two validations", least=1),
         Setting("picture_interval", "whole", "5", "epochs between two pictures", least=1, logged=False),
         Setting("loss_interval", "whole", "20", "iterations between two means for MLflow", least=1, logged=False),

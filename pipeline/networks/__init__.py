@@ -7,8 +7,8 @@ from pipeline.networks.nicegan import NICEDiscriminator, NICEEncoder, NICEGenera
 from pipeline.networks.patch_discriminator import PatchDiscriminator
 from pipeline.networks.registration import RegistrationNet
 from pipeline.networks.resnet_generator import ResNetGenerator
-from pipeline.networks.unit import UNITGenerator
 from pipeline.networks.unet_generator import UNetGenerator
+from pipeline.networks.unit import UNITGenerator
 from pipeline.networks.warp import warp
 
 __all__ = [

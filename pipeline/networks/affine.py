@@ -87,18 +87,20 @@ def random_symmetries(images: Tensor, scaling: float = 0.1) -> Tensor:
     """
     size = images.shape[2:]
     dims = len(size)
-    drawn = {"device": images.device, "dtype": torch.promote_types(images.dtype, torch.float32)}
-    keys = torch.rand(len(images), dims, **drawn)
-    signs = torch.randint(0, 2, (len(images), dims), device=images.device) * 2 - 1
-    scales = torch.exp((torch.rand(len(images), 1, 1, **drawn) * 2 - 1) * math.log1p(scaling))
+    kind, device = torch.promote_types(images.dtype, torch.float32), images.device
+    keys = torch.rand(len(images), dims, dtype=kind, device=device)
+    signs = torch.randint(0, 2, (len(images), dims), device=device) * 2 - 1
+    scales = torch.exp((torch.rand(len(images), 1, 1, dtype=kind, device=device) * 2 - 1) * math.log1p(scaling))
     # Ranks of random numbers are a random order; a gap between axes of different length keeps each among its like.
     order = sorted(range(dims), key=lambda axis: size[axis])
-    keys = keys + torch.tensor([2.0 * size[axis] for axis in range(dims)], **drawn)
+    keys = keys + torch.tensor([2.0 * count for count in size], dtype=kind, device=device)
     ranks = keys.argsort(dim=1)
-    exchange = torch.zeros(len(images), dims, dims, **drawn)
+    exchange = torch.zeros(len(images), dims, dims, dtype=kind, device=device)
     exchange[:, order] = F.one_hot(ranks, dims).to(exchange)
     matrix = exchange * signs[..., None] * scales
-    return torch.cat([matrix - torch.eye(dims, **drawn), matrix.new_zeros(len(images), dims, 1)], dim=2)
+    return torch.cat(
+        [matrix - torch.eye(dims, dtype=kind, device=device), matrix.new_zeros(len(images), dims, 1)], dim=2
+    )
 
 
 def affine_field(maps: Tensor, ddf: Tensor) -> Tensor:

@@ -46,7 +46,9 @@ class CycleGANTranslator(Translator):
         ValueError: see ``Translator``; also if both adversarial terms have a weight.
     """
 
-    known_terms: ClassVar[frozenset[str]] = Translator.registration_terms | ADVERSARIAL | {"cycle", "equivariance", "pixel"}
+    known_terms: ClassVar[frozenset[str]] = (
+        Translator.registration_terms | ADVERSARIAL | {"cycle", "equivariance", "pixel"}
+    )
     training_only: ClassVar[tuple[str, ...]] = (
         *Translator.training_only,
         "source_generator",
