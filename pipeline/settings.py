@@ -33,7 +33,7 @@ _MONAI = (
 # What may stand in a config whether or not anything in it refers to it: what every bundle of the model zoo has.
 _UNREFERENCED = ("bundle_root", "dataset_dir", "network_size")
 # What only an overlay may change, since other entries of the config change with it.
-_OF_OVERLAYS = ("backbone", "translator", "method")
+_OF_OVERLAYS = ("backbone", "translator", "method", "variants")
 
 
 @dataclass(frozen=True)
@@ -195,6 +195,7 @@ def _settings() -> list[Setting]:
         Setting("trusted_modules", "list", "none", "modules whose classes a model may name", _ALL, logged=False),
         Setting("backbone", "text", "cyclegan", "set by overlays", _ALL, none=True),
         Setting("translator", "text", "that of the backbone", "set by overlays", _ALL, none=True, logged=False),
+        Setting("variants", "list", "none", "set by overlays: what they change beside the weights", logged=False),
         Setting("method", "text", "that of the weights", "name of the method; follows from backbone and weights"),
         Setting("run_name", "text", "the method", "of the run, in outputs/ and in MLflow", _ALL, logged=False),
         Setting("experiment_name", "text", "reggan", "of the run, in MLflow", both, logged=False),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from monai.networks.nets import BasicUNet
 from torch import Tensor, nn
@@ -26,7 +24,8 @@ class UNetGenerator(nn.Module):
         spatial_dims: 2 or 3.
         in_channels: channels of the source.
         out_channels: channels of the prediction.
-        features: channels on the five levels, finest first, and in front of the last convolution.
+        filters: channels on the two finest levels, and in front of the last convolution; on each of the three below
+            twice as many as on the one above.
 
     Raises:
         ValueError: an argument is out of range.
@@ -39,16 +38,14 @@ class UNetGenerator(nn.Module):
         spatial_dims: int = 2,
         in_channels: int = 1,
         out_channels: int = 1,
-        features: Sequence[int] = (32, 32, 64, 128, 256, 32),
+        filters: int = 32,
     ) -> None:
         super().__init__()
         check_spatial_dims(spatial_dims)
-        check_counts(in_channels=in_channels, out_channels=out_channels)
-        if len(features) != 6:
-            raise ValueError(f"features must be six numbers of channels, got {list(features)}")
-        check_counts(**{f"features[{place}]": count for place, count in enumerate(features)})
+        check_counts(in_channels=in_channels, out_channels=out_channels, filters=filters)
         self.spatial_dims, self.in_channels, self.out_channels = spatial_dims, in_channels, out_channels
-        self.network = BasicUNet(spatial_dims, in_channels, out_channels, tuple(features), norm=INSTANCE_NORM)
+        features = (*(filters * factor for factor in (1, 1, 2, 4, 8)), filters)
+        self.network = BasicUNet(spatial_dims, in_channels, out_channels, features, norm=INSTANCE_NORM)
 
     def forward(self, source: Tensor) -> Tensor:
         """Translate images.
