@@ -79,7 +79,7 @@ def _methods() -> dict[str, Method]:
         Method("reggan-affine", DEFAULT_BACKBONE, ("affine.json",)),
         Method("reggan-true", DEFAULT_BACKBONE, ("true_field.json",)),
         Method("pix2pix-unet", DEFAULT_BACKBONE, ("pix2pix.json", "unet.json")),
-        Method("reggan-affine-unet", DEFAULT_BACKBONE, ("affine.json", "unet.json", "equivariance.json")),
+        Method("reggan-affine-unet", DEFAULT_BACKBONE, ("affine.json", "unet.json", "anchored.json")),
     ]
     return {method.name: method for method in methods}
 
