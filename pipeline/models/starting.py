@@ -19,7 +19,7 @@ from pipeline.networks import PatchDiscriminator, RegistrationNet
 from pipeline.translators import Translator, find_translator
 from transforms import ScaleMRIntensityd
 
-DEFAULT_TERMS = frozenset({"adversarial", "cycle", "correction", "smoothness", "equivariance"})
+DEFAULT_TERMS = frozenset({"adversarial", "cycle", "correction", "smoothness"})
 """The loss terms that the weights of train.json name, unless they are replaced as a whole."""
 DEFAULT_BACKBONE = "cyclegan"
 """Backbone of train.json alone."""
