@@ -47,23 +47,28 @@ def report_cost(
         translator = make_translator(name, network_size, given)[0]
         check_image_size((size, size), translator)
         counts[name] = count_parameters(translator)
-    peaks = {name: peak_memory(method_step, name, size, device, network_size, given, device=device) for name in names}
     base = peak_memory(method_step, REFERENCE, size, device, network_size, device=device)
     rows = [["method", "networks", "parameters of G", "of D", "of R", "step", "step / RegGAN", "memory / RegGAN"]]
     for name in names:
+        title = ", ".join([name, *(f"{setting} {value:g}" for setting, value in given.items())])
+        peak = (
+            base
+            if title == REFERENCE
+            else peak_memory(method_step, name, size, device, network_size, given, device=device)
+        )
         works = {
-            name: method_step(name, size, device, network_size, given),
-            "": method_step(REFERENCE, size, device, network_size),
+            title: method_step(name, size, device, network_size, given),
+            REFERENCE: method_step(REFERENCE, size, device, network_size),
         }
         times = in_turns(works, steps, device)
         del works
         gc.collect()  # trainers refer to themselves
-        pairs = zip(times[name], times[""], strict=True)
-        ratio = 1.0 if name == REFERENCE and not given else statistics.median(a / b for a, b in pairs)
+        pairs = zip(times[title], times[REFERENCE], strict=True)
+        ratio = 1.0 if title == REFERENCE else statistics.median(a / b for a, b in pairs)
         networks, *numbers = counts[name]
-        milliseconds = 1e3 * statistics.median(times[name])
-        cells = [f"{milliseconds:.0f} ms", f"{ratio:.2f}", f"{peaks[name] / base:.2f}"]
-        rows.append([name, ", ".join(networks), *(f"{number:,}" for number in numbers), *cells])
+        milliseconds = 1e3 * statistics.median(times[title])
+        cells = [f"{milliseconds:.0f} ms", f"{ratio:.2f}", f"{peak / base:.2f}"]
+        rows.append([title, ", ".join(networks), *(f"{number:,}" for number in numbers), *cells])
     print(f"Methods, {network_size} networks at {size}x{size}, batch 1, median of {steps} pairs of steps.")
     print(f"Peak memory of RegGAN: {base:.0f} MiB\n")
     print(markdown_table(rows))
