@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 BACKBONES = ("cyclegan", "unit", "munit", "nicegan")
@@ -16,10 +16,10 @@ MODES = {
 # What the paper calls by a name of its own.
 NAMES = {"cyclegan-nc+r": "reggan", "cyclegan-c": "cyclegan"}
 DEFAULT_BACKBONE = "cyclegan"
-# Overlays that change how a mode +R finds its fields, by what they add to the name of the method.
-REGISTRATIONS = {"affine": "affine.json", "true": "true_field.json"}
-# Overlays that say how often pairs are misaligned and what is done about it before training, likewise.
-PAIRS = {"fixed": "fixed_noise.json", "registered": "registered.json"}
+# Ways to find the fields of a mode +R, of no meaning in the others; and what any mode can have, by what is added to the
+# name of the method, in this order.
+REGISTRATIONS = ("affine", "true")
+VARIANTS = (*REGISTRATIONS, "unet", "fixed", "registered")
 
 
 @dataclass(frozen=True)
@@ -42,29 +42,27 @@ class Method:
         return ("train.json", *self.overlays)
 
 
-def method_name(
-    backbone: str, weights: Mapping[str, float], registration: str | None = None, pairs: str | None = None
-) -> str:
+def method_name(backbone: str, weights: Mapping[str, float], variants: Collection[str] = ()) -> str:
     """Name of what a backbone trained with these loss weights is.
 
     Args:
         backbone: the config's name of the backbone.
         weights: weight of each loss term.
-        registration: among ``REGISTRATIONS``, where fields are not found by the registration network alone; of no
-            meaning where the weights need no registration.
-        pairs: among ``PAIRS``, where they are not misaligned anew whenever they are seen.
+        variants: among ``VARIANTS``, what overlays change beside the weights.
 
     Returns:
-        For instance "reggan", "cyclegan", "pix2pix", "munit-c+r", "reggan-affine". Weights that make none of the
+        For instance "reggan", "cyclegan", "pix2pix", "munit-c+r", "reggan-affine-unet". Weights that make none of the
         paper's modes are named like the nearest one.
     """
     terms = {term for term, weight in weights.items() if weight}
-    suffix = f"-{pairs}" if pairs in PAIRS else ""
+    registered = "pixel" not in terms and bool(terms & {"correction", "smoothness"})
     if "pixel" in terms:
-        return ("pix2pix" if backbone == DEFAULT_BACKBONE else f"{backbone}-pix2pix") + suffix
-    mode = ("c" if "cycle" in terms else "nc") + ("+r" if terms & {"correction", "smoothness"} else "")
-    name = NAMES.get(f"{backbone}-{mode}", f"{backbone}-{mode}")
-    return (f"{name}-{registration}" if registration and mode.endswith("+r") else name) + suffix
+        name = "pix2pix" if backbone == DEFAULT_BACKBONE else f"{backbone}-pix2pix"
+    else:
+        mode = ("c" if "cycle" in terms else "nc") + ("+r" if registered else "")
+        name = NAMES.get(f"{backbone}-{mode}", f"{backbone}-{mode}")
+    added = [one for one in VARIANTS if one in variants and (registered or one not in REGISTRATIONS)]
+    return "-".join([name, *added])
 
 
 def _backbone_overlays(backbone: str) -> tuple[str, ...]:
@@ -77,11 +75,16 @@ def _methods() -> dict[str, Method]:
         for mode, overlays in MODES.items():
             name = NAMES.get(f"{backbone}-{mode}", f"{backbone}-{mode}")
             methods.append(Method(name, backbone, (*_backbone_overlays(backbone), *overlays)))
-    for registration, overlay in REGISTRATIONS.items():
-        methods.append(Method(f"reggan-{registration}", DEFAULT_BACKBONE, (overlay,)))
-    for pairs, overlay in PAIRS.items():
-        methods.append(Method(f"pix2pix-{pairs}", DEFAULT_BACKBONE, ("pix2pix.json", overlay)))
-        methods.append(Method(f"reggan-{pairs}", DEFAULT_BACKBONE, (overlay,)))
+    methods += [
+        Method("reggan-affine", DEFAULT_BACKBONE, ("affine.json",)),
+        Method("reggan-true", DEFAULT_BACKBONE, ("true_field.json",)),
+        Method("pix2pix-unet", DEFAULT_BACKBONE, ("pix2pix.json", "unet.json")),
+        Method("reggan-affine-unet", DEFAULT_BACKBONE, ("affine.json", "unet.json", "anchored.json")),
+        Method("pix2pix-fixed", DEFAULT_BACKBONE, ("pix2pix.json", "fixed_noise.json")),
+        Method("reggan-fixed", DEFAULT_BACKBONE, ("fixed_noise.json",)),
+        Method("pix2pix-registered", DEFAULT_BACKBONE, ("pix2pix.json", "registered.json")),
+        Method("reggan-registered", DEFAULT_BACKBONE, ("registered.json",)),
+    ]
     return {method.name: method for method in methods}
 
 

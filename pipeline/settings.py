@@ -35,7 +35,7 @@ _MONAI = (
 # What may stand in a config whether or not anything in it refers to it: what every bundle of the model zoo has.
 _UNREFERENCED = ("bundle_root", "dataset_dir", "network_size")
 # What only an overlay may change, since other entries of the config change with it.
-_OF_OVERLAYS = ("backbone", "translator", "method")
+_OF_OVERLAYS = ("backbone", "translator", "method", "variants")
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,7 @@ def _settings() -> list[Setting]:
         Setting("batch_size", "whole", "2", "slices in a step, of all processes together", least=1),
         Setting("learning_rate", "number", "0.0007", "of both optimisers", least=0),
         Setting("decay_epochs", "whole", "3/4 of max_epochs", "over the last so many the rate falls linearly", least=0),
+        Setting("ema_decay", "number", "0", "of the running mean of the weights; 0 for none", least=0, most=0.9999),
         Setting("val_interval", "whole", "1", "epochs between two validations", least=1),
         Setting("drift", "flag", "false", "measure how far the generator moves its output, without a target", both),
         Setting("best_by", "text", "psnr", "metric that says which epoch is the best", choices=KEYS),
@@ -199,6 +200,7 @@ def _settings() -> list[Setting]:
         Setting("trusted_modules", "list", "none", "modules whose classes a model may name", _ALL, logged=False),
         Setting("backbone", "text", "cyclegan", "set by overlays", _ALL, none=True),
         Setting("translator", "text", "that of the backbone", "set by overlays", _ALL, none=True, logged=False),
+        Setting("variants", "list", "none", "set by overlays: what they change beside the weights", logged=False),
         Setting("method", "text", "that of the weights", "name of the method; follows from backbone and weights"),
         Setting("run_name", "text", "the method", "of the run, in outputs/ and in MLflow", _ALL, logged=False),
         Setting("experiment_name", "text", "reggan", "of the run, in MLflow", both, logged=False),

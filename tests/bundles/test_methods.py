@@ -55,7 +55,11 @@ def expected_weights(name):
     if name.startswith("pix2pix"):
         return {"conditional_adversarial": 1, "pixel": 100}
     if name == "reggan-true":
-        return {"adversarial": 1, "correction": 20}
+        return {"adversarial": 1, "correction": 60}
+    if name == "reggan-affine":
+        return {"adversarial": 1, "correction": 60, "smoothness": 150}
+    if name == "reggan-affine-unet":
+        return {"adversarial": 1, "correction": 20, "smoothness": 50, "equivariance": 10}
     mode = "nc+r" if name.startswith("reggan") else {"cyclegan": "c"}.get(name) or name.split("-")[1]
     identity = METHODS[name].backbone == "nicegan" and "cycle" in MODE_WEIGHTS[mode]
     return MODE_WEIGHTS[mode] | OWN_WEIGHTS[METHODS[name].backbone] | ({"identity": 10} if identity else {})

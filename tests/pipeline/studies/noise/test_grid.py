@@ -13,7 +13,7 @@ PRESETS = Path(__file__).parents[4] / "scripts" / "studies"
 LEAST = {"name": "a", "methods": ["pix2pix", "reggan"], "noise": {"affine": [0, 5]}}
 
 
-@pytest.mark.parametrize("preset", ["quick", "cpu", "paper", "registered"])
+@pytest.mark.parametrize("preset", ["quick", "cpu", "science", "paper", "registered"])
 def test_presets_are_complete(preset):
     study = Study.load(PRESETS / f"{preset}.yaml")
     cells = list(study.cells())
