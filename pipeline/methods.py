@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 BACKBONES = ("cyclegan", "unit", "munit", "nicegan")
@@ -16,8 +16,10 @@ MODES = {
 # What the paper calls by a name of its own.
 NAMES = {"cyclegan-nc+r": "reggan", "cyclegan-c": "cyclegan"}
 DEFAULT_BACKBONE = "cyclegan"
-# Overlays that change how a mode +R finds its fields, by what they add to the name of the method.
-REGISTRATIONS = {"affine": "affine.json", "true": "true_field.json"}
+# Ways to find the fields of a mode +R, of no meaning in the others; and what any mode can have, by what is added to the
+# name of the method, in this order.
+REGISTRATIONS = ("affine", "true")
+VARIANTS = (*REGISTRATIONS, "unet", "fixed", "registered")
 
 
 @dataclass(frozen=True)
@@ -40,25 +42,27 @@ class Method:
         return ("train.json", *self.overlays)
 
 
-def method_name(backbone: str, weights: Mapping[str, float], registration: str | None = None) -> str:
+def method_name(backbone: str, weights: Mapping[str, float], variants: Collection[str] = ()) -> str:
     """Name of what a backbone trained with these loss weights is.
 
     Args:
         backbone: the config's name of the backbone.
         weights: weight of each loss term.
-        registration: among ``REGISTRATIONS``, where fields are not found by the registration network alone; of no
-            meaning where the weights need no registration.
+        variants: among ``VARIANTS``, what overlays change beside the weights.
 
     Returns:
-        For instance "reggan", "cyclegan", "pix2pix", "munit-c+r", "reggan-affine". Weights that make none of the
+        For instance "reggan", "cyclegan", "pix2pix", "munit-c+r", "reggan-affine-unet". Weights that make none of the
         paper's modes are named like the nearest one.
     """
     terms = {term for term, weight in weights.items() if weight}
+    registered = "pixel" not in terms and bool(terms & {"correction", "smoothness"})
     if "pixel" in terms:
-        return "pix2pix" if backbone == DEFAULT_BACKBONE else f"{backbone}-pix2pix"
-    mode = ("c" if "cycle" in terms else "nc") + ("+r" if terms & {"correction", "smoothness"} else "")
-    name = NAMES.get(f"{backbone}-{mode}", f"{backbone}-{mode}")
-    return f"{name}-{registration}" if registration and mode.endswith("+r") else name
+        name = "pix2pix" if backbone == DEFAULT_BACKBONE else f"{backbone}-pix2pix"
+    else:
+        mode = ("c" if "cycle" in terms else "nc") + ("+r" if registered else "")
+        name = NAMES.get(f"{backbone}-{mode}", f"{backbone}-{mode}")
+    added = [one for one in VARIANTS if one in variants and (registered or one not in REGISTRATIONS)]
+    return "-".join([name, *added])
 
 
 def _backbone_overlays(backbone: str) -> tuple[str, ...]:
@@ -71,8 +75,16 @@ def _methods() -> dict[str, Method]:
         for mode, overlays in MODES.items():
             name = NAMES.get(f"{backbone}-{mode}", f"{backbone}-{mode}")
             methods.append(Method(name, backbone, (*_backbone_overlays(backbone), *overlays)))
-    for registration, overlay in REGISTRATIONS.items():
-        methods.append(Method(f"reggan-{registration}", DEFAULT_BACKBONE, (overlay,)))
+    methods += [
+        Method("reggan-affine", DEFAULT_BACKBONE, ("affine.json",)),
+        Method("reggan-true", DEFAULT_BACKBONE, ("true_field.json",)),
+        Method("pix2pix-unet", DEFAULT_BACKBONE, ("pix2pix.json", "unet.json")),
+        Method("reggan-affine-unet", DEFAULT_BACKBONE, ("affine.json", "unet.json", "anchored.json")),
+        Method("pix2pix-fixed", DEFAULT_BACKBONE, ("pix2pix.json", "fixed_noise.json")),
+        Method("reggan-fixed", DEFAULT_BACKBONE, ("fixed_noise.json",)),
+        Method("pix2pix-registered", DEFAULT_BACKBONE, ("pix2pix.json", "registered.json")),
+        Method("reggan-registered", DEFAULT_BACKBONE, ("registered.json",)),
+    ]
     return {method.name: method for method in methods}
 
 

@@ -20,6 +20,8 @@ from monai.bundle.reference_resolver import ReferenceResolver
 from monai.utils import optional_import
 
 from pipeline.chain import MONAI_WORDS, as_fire, command_line, fault, is_monai_command, named_files, read_chain
+from pipeline.data.misaligned import PAIRS
+from pipeline.metrics.catalogue import KEYS
 from transforms import FOREGROUND_RULES, MAX_NOISE_LEVEL, NOISE_KINDS
 
 TRAINING, EVALUATION, INFERENCE = "training", "evaluation", "inference"
@@ -27,7 +29,7 @@ _ALL = (TRAINING, EVALUATION, INFERENCE)
 # What may stand in a config whether or not anything in it refers to it: what every bundle of the model zoo has.
 _UNREFERENCED = ("bundle_root", "dataset_dir", "network_size")
 # What only an overlay may change, since other entries of the config change with it.
-_OF_OVERLAYS = ("backbone", "translator", "method")
+_OF_OVERLAYS = ("backbone", "translator", "method", "variants")
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,10 @@ def _settings() -> list[Setting]:
         Setting("batch_size", "whole", "2", "slices in a step, of all processes together", least=1),
         Setting("learning_rate", "number", "0.0007", "of both optimisers", least=0),
         Setting("decay_epochs", "whole", "3/4 of max_epochs", "over the last so many the rate falls linearly", least=0),
+        Setting("ema_decay", "number", "0", "of the running mean of the weights; 0 for none", least=0, most=0.9999),
         Setting("val_interval", "whole", "1", "epochs between two validations", least=1),
+        Setting("drift", "flag", "false", "measure how far the generator moves its output, without a target", both),
+        Setting("best_by", "text", "psnr", "metric that says which epoch is the best", choices=KEYS),
         Setting("picture_interval", "whole", "5", "epochs between two pictures", least=1, logged=False),
         Setting("loss_interval", "whole", "20", "iterations between two means for MLflow", least=1, logged=False),
         Setting("weights", "mapping", "the paper's", "weights of the loss terms"),
@@ -162,6 +167,7 @@ def _settings() -> list[Setting]:
         ),
         Setting("noise_level", "number", "3", "misalignment added on purpose", both, 0, MAX_NOISE_LEVEL, none=True),
         Setting("true_field", "flag", "false", "warp by the field of the added noise, in place of finding one"),
+        Setting("pairs", "text", "anew", "when pairs are misaligned; registered: once, then registered", choices=PAIRS),
         Setting("noise_kind", "text", "affine", "of the misalignment", both, choices=tuple(NOISE_KINDS), none=True),
         Setting("spatial_dims", "whole", "2", "dimensions of the networks", _ALL, 2, 3, none=True),
         Setting("spatial_size", "size", "[96, 96]", "of the slices in pixels", _ALL, none=True),
@@ -189,6 +195,7 @@ def _settings() -> list[Setting]:
         Setting("trusted_modules", "list", "none", "modules whose classes a model may name", _ALL, logged=False),
         Setting("backbone", "text", "cyclegan", "set by overlays", _ALL, none=True),
         Setting("translator", "text", "that of the backbone", "set by overlays", _ALL, none=True, logged=False),
+        Setting("variants", "list", "none", "set by overlays: what they change beside the weights", logged=False),
         Setting("method", "text", "that of the weights", "name of the method; follows from backbone and weights"),
         Setting("run_name", "text", "the method", "of the run, in outputs/ and in MLflow", _ALL, logged=False),
         Setting("experiment_name", "text", "reggan", "of the run, in MLflow", both, logged=False),

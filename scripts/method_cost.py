@@ -27,12 +27,23 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="image size in pixels (default: 256, the paper's)")
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each method and of RegGAN (default: 8)")
     parser.add_argument("--device", default="cpu", help="where to measure: cpu, cuda:0, ... (default: cpu)")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="SETTING=NUMBER",
+        help="of these methods, not of RegGAN, such as weights#equivariance=10: what an option costs",
+    )
     options = parser.parse_args()
+    try:
+        settings = {name: float(value) for name, value in (pair.split("=") for pair in options.set)}
+    except ValueError:
+        parser.error(f"--set takes SETTING=NUMBER, got {' '.join(options.set)}")
     device = torch.device(options.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"Machine: {name}, {platform.machine()}; Python {platform.python_version()}, torch {torch.__version__}\n")
     try:
-        report_cost(options.only, options.size, options.steps, device, options.network_size)
+        report_cost(options.only, options.size, options.steps, device, options.network_size, settings)
     except ValueError as error:
         parser.error(f"--size {options.size}: {error}")
 

@@ -30,7 +30,8 @@ def build_parser() -> argparse.ArgumentParser:
         choices=sorted(path.stem for path in PRESETS.glob("*.yaml")),
         default="cpu",
         help="a study of this project: quick (minutes), cpu (small networks; with --jobs 2 about an hour on two "
-        "cores for each data set), paper (wants GPUs); default: %(default)s",
+        "cores for each data set), science (what limits RegGAN, docs/science.md), paper (wants GPUs); default: "
+        "%(default)s",
     )
     what.add_argument(
         "--study", type=Path, metavar="FILE", help="a YAML file of your own, like those in scripts/studies"

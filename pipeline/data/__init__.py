@@ -3,6 +3,7 @@
 from pipeline.data.checks import DataError, check_cases, check_images
 from pipeline.data.datalist import Cases, load_cases
 from pipeline.data.grid import training_pixel_size, training_slice_axis
+from pipeline.data.misaligned import Misalignment, misalign
 from pipeline.data.pairs import PairDataset
 from pipeline.data.phantom import ensure_phantom, make_phantom
 from pipeline.data.samplers import SliceDataset
@@ -10,6 +11,7 @@ from pipeline.data.samplers import SliceDataset
 __all__ = [
     "Cases",
     "DataError",
+    "Misalignment",
     "PairDataset",
     "SliceDataset",
     "check_cases",
@@ -17,6 +19,7 @@ __all__ = [
     "ensure_phantom",
     "load_cases",
     "make_phantom",
+    "misalign",
     "training_pixel_size",
     "training_slice_axis",
 ]

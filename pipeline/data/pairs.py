@@ -80,6 +80,8 @@ class PairDataset(Dataset):
 
     Attributes:
         pairs: what is kept, in the order of ``data``.
+        misalignment: applied to each item and its number before ``slice_transform``, see `pipeline.data.misalign`; none
+            at first.
         places: of each filled slice, in order, the number of its pair and which of that pair's ``rows`` it is.
         descriptions: what `transforms.DescribeVolumed` said of each pair, by key; None where it did not.
         patients: number of patients.
@@ -120,6 +122,7 @@ class PairDataset(Dataset):
         self.min_foreground = min_foreground
         self.background = background
         self.slice_transform = slice_transform
+        self.misalignment: Callable[[dict[str, Any], int], dict[str, Any]] | None = None
         self._seed: int | None = None
         self._made_by = None if store is None else fingerprint(transform)
         self._store = None if self._made_by is None else open_store(store)
@@ -178,12 +181,16 @@ class PairDataset(Dataset):
                 )
 
     def finished(self, item: dict[str, Any], index: int) -> dict[str, Any]:
-        """An item as it is given out: through ``slice_transform``, if there is one, with plain tensors all the same.
+        """An item as it is given out: misaligned, where that is done once, and through ``slice_transform``.
+
+        Tensors are plain all the same.
 
         Args:
             item: with tensors that are the item's own.
             index: its number, from which follows, with `seed_draws`, what is drawn for it.
         """
+        if self.misalignment is not None:
+            item = self.misalignment(item, index)
         if self.slice_transform is None:
             return item
         if self._seed is not None and isinstance(self.slice_transform, Randomizable):
@@ -317,13 +324,13 @@ class PairDataset(Dataset):
 
     @property
     def clean(self: Self) -> Self:
-        """The same items, in the same order, as they are: a view on the same volumes that has no ``slice_transform``.
+        """The same items, in the same order, as they are: a view on the same volumes, neither augmented nor misaligned.
 
         For all that must not see augmented images, such as a baseline fitted to the training pairs. To look at it draws
         nothing, so that the draws of this data set stay what they are.
         """
         view = copy.copy(self)
-        view.slice_transform = None
+        view.slice_transform = view.misalignment = None
         return view
 
     def seed_draws(self, seed: int) -> None:

@@ -11,12 +11,15 @@ import torch
 from ignite.engine import Events
 from ignite.metrics import Metric
 from monai.engines import Evaluator
+from monai.engines.utils import default_metric_cmp_fn
 from monai.inferers import Inferer, SimpleInferer
 from monai.utils import CommonKeys
 from torch import Tensor
 
 from pipeline.engines.batch import PrepareBatch
+from pipeline.engines.drift import drift
 from pipeline.engines.processes import gathered
+from pipeline.metrics import DriftMetric
 from pipeline.translators import Translator
 from transforms import RandDeformationNoised
 
@@ -36,6 +39,8 @@ class TranslationEvaluator(Evaluator):
     output then holds ``misaligned``, that target; ``ddf``, the field found; and ``true_ddf``, the field that lines the
     two up. The misalignments follow from a fixed seed and are the same in every evaluation.
 
+    Where a metric is a `pipeline.metrics.DriftMetric`, the output also holds what `pipeline.engines.drift.drift` finds.
+
     Args:
         device: where to evaluate.
         val_data_loader: yields dictionaries with ``image`` and ``label`` (B, C, *spatial) in [-1, 1], ``case``,
@@ -44,11 +49,12 @@ class TranslationEvaluator(Evaluator):
         baselines: by name, maps a source batch to a prediction.
         prepare_batch: moves a batch, see ``PrepareBatch``.
         inferer: how the network is applied, default to the whole input at once.
-        key_val_metric: one metric by name, which decides what is best (greater is better).
+        key_val_metric: one metric by name, which decides what is best.
         additional_metrics: more metrics by name.
         val_handlers: Ignite handlers.
         noise: misaligns a batch, as in training, and returns the displacement; a copy of it is used.
         amp: run the network under ``torch.autocast`` in bfloat16.
+        metric_cmp_fn: whether a value of the key metric is better than another; greater is, by default.
 
     Raises:
         ValueError: if ``noise`` does not return the displacement.
@@ -67,6 +73,7 @@ class TranslationEvaluator(Evaluator):
         val_handlers: Sequence[Any] | None = None,
         noise: RandDeformationNoised | None = None,
         amp: bool = False,
+        metric_cmp_fn: Callable[[float, float], bool] = default_metric_cmp_fn,
     ) -> None:
         self.network = network
         self.baselines = dict(baselines or {})
@@ -82,9 +89,12 @@ class TranslationEvaluator(Evaluator):
             key_val_metric=key_val_metric,
             additional_metrics=additional_metrics,
             val_handlers=val_handlers,
+            metric_cmp_fn=metric_cmp_fn,
             amp=amp,
             decollate=False,
         )
+        metrics = {**(key_val_metric or {}), **(additional_metrics or {})}.values()
+        self.measures_drift = any(isinstance(metric, DriftMetric) for metric in metrics)
         self.add_event_handler(Events.EPOCH_STARTED, self._begin)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._gather)
 
@@ -107,6 +117,7 @@ class TranslationEvaluator(Evaluator):
             CommonKeys.PRED: pred.float(),
             **{name: baseline(source) for name, baseline in self.baselines.items()},
             **self._registered(batch),
+            **self._drift(source, pred),
         }
 
     def _registered(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -118,6 +129,16 @@ class TranslationEvaluator(Evaluator):
             _, ddf = self.network.register(self.inferer(source, self.network), misaligned)
         true_ddf = noisy[self.noise.displacement_key]
         return {"misaligned": misaligned, "ddf": ddf.float(), "true_ddf": true_ddf}
+
+    def _drift(self, source: Tensor, pred: Tensor) -> dict[str, Tensor]:
+        if not self.measures_drift:
+            return {}
+
+        def translate(images: Tensor) -> Tensor:
+            with self._inference():
+                return self.inferer(images, self.network)
+
+        return drift(translate, source, pred)
 
     @contextmanager
     def _inference(self) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """What attaches to the engines: checkpoints, progress, losses, seeding, pictures, tables and MLflow."""
 
+from pipeline.handlers.averaging import WeightAverage, weight_average
 from pipeline.handlers.checkpoint import CheckpointHandler
 from pipeline.handlers.evaluation import EvaluationReport
 from pipeline.handlers.exceptions import on_exception
@@ -26,5 +27,7 @@ __all__ = [
     "ProgressHandler",
     "SummaryHandler",
     "VolumeScores",
+    "WeightAverage",
     "on_exception",
+    "weight_average",
 ]

@@ -33,13 +33,14 @@ class Metric:
         name: of its column, without what says the candidate.
         title: to read, without its unit.
         score: function ``score(candidate, reference, *, data_range, mask)`` -> (B,); None for what is not measured on
-            images, but on displacement fields, by `pipeline.metrics.RegistrationMetric`.
-        unit: "dB", "pixels", "nats" or empty.
+            images: on displacement fields by `pipeline.metrics.RegistrationMetric`, or on the generator itself, for
+            `pipeline.metrics.DriftMetric`.
+        unit: "dB", "pixels", "degrees", "nats" or empty.
         form: number format.
         direction: what is better: "higher", "lower" or "neutral".
         group: "quality" is measured for the prediction and every baseline, in each validation; "content" in an
-            evaluation alone, for ``candidates``; "registration" where there is a registration network; "volume" of
-            whole volumes alone.
+            evaluation alone, for ``candidates``; "registration" where there is a registration network; "drift" where it
+            is asked for; "volume" of whole volumes alone.
         candidates: of "content": keys of the engine's output.
         reference: key of the image to compare with.
         masked: whether it keeps to the target's foreground, or is one of the whole image.
@@ -117,6 +118,15 @@ _METRICS = (
         candidates=(PREDICTION,),
         column="fine detail against the target's",
     ),
+    # Without a target: by what the generator does to moved sources, see `pipeline.engines.drift`.
+    Metric("drift", "Drift", None, "pixels", ".2f", "lower", "drift", column="drift in pixels"),
+    Metric("drift_shift", "Drift, its shift", None, "pixels", ".2f", "lower", "drift", column="shift in pixels"),
+    Metric("drift_turn", "Drift, its turn", None, "degrees", "+.2f", group="drift", column="turn in degrees"),
+    Metric("drift_size", "Drift in size", None, "", "+.2%", group="drift", column="size"),
+    Metric(
+        "drift_scaling", "Share of a scaling not followed", None, "", ".1%", group="drift", column="scaling ignored"
+    ),
+    Metric("equivariance", "Mean |G(Px) - P G(x)|", None, "", ".4f", "lower", "drift", column="|G(Px) - P G(x)|"),
     Metric("mae", "MAE", mae, "the target's units", ".2f", "lower", "volume"),
 )
 CATALOGUE = {metric.name: metric for metric in _METRICS}
@@ -141,3 +151,22 @@ def columns() -> dict[str, Metric]:
         for metric in metrics_in("quality")
     )
     return {**CATALOGUE, **{metric.name: metric for metric in of_baselines}}
+
+
+KEYS = (*names_in("quality"), "drift", "equivariance")
+"""The metrics that may say which epoch is the best."""
+
+
+def is_better(name: str) -> Callable[[float, float], bool]:
+    """What compares two values of a metric: whether the first is better than the second; NaN never is.
+
+    Args:
+        name: among ``KEYS``.
+
+    Raises:
+        ValueError: if there is no such metric.
+    """
+    if name not in KEYS:
+        raise ValueError(f"the best epoch can be told by {', '.join(KEYS)}, got {name!r}")
+    sign = 1 if CATALOGUE[name].direction == "higher" else -1
+    return lambda now, best: not math.isnan(now) and (math.isnan(best) or sign * now > sign * best)

@@ -156,11 +156,36 @@ class RegistrationMetric(ValuePerCase):
         return endpoint_error(found, true_ddf, mask), mask.flatten(1).any(1)
 
 
+class DriftMetric(ValuePerCase):
+    """What an evaluator finds of its generator's drift, which it looks for where such a metric is attached.
+
+    Reads `engine.state.output[name]`, (B,), see `pipeline.engines.drift`. Cases without foreground are nan, and do not
+    count.
+
+    Args:
+        name: in the catalogue's group "drift".
+
+    Raises:
+        ValueError: when there is no such metric.
+    """
+
+    def __init__(self, name: str) -> None:
+        if name not in names_in("drift"):
+            raise ValueError(f"drift is one of {', '.join(names_in('drift'))}, got {name!r}")
+        super().__init__((name,))
+
+    def values(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The values as they are."""
+        [values] = tensors
+        return values, ~values.isnan()
+
+
 def case_metrics(
     scores: Sequence[str] | None = None,
     candidates: Sequence[str] = (PREDICTION, "source", "intensity_map"),
     extra: Mapping[str, Sequence[str]] | bool = False,
     registration: bool = False,
+    drift: bool = False,
 ) -> dict[str, ValuePerCase]:
     """Make the metrics of an evaluation: every score for every candidate.
 
@@ -170,10 +195,11 @@ def case_metrics(
         extra: further scores by name, each with the candidates that it is made for; True for the catalogue's of the
             group "content".
         registration: whether to add those of `RegistrationMetric`.
+        drift: whether to add those of `DriftMetric`, which cost a dozen translations and registrations of each batch.
 
     Returns:
         Metrics by name: "psnr" for the prediction, "source_psnr" and the like for other candidates; those of the
-        registration under their own names.
+        registration and of drift under their own names.
 
     Raises:
         ValueError: when there is no such score.
@@ -189,4 +215,6 @@ def case_metrics(
     }
     if registration:
         metrics |= {score: RegistrationMetric(score) for score in names_in("registration")}
+    if drift:
+        metrics |= {name: DriftMetric(name) for name in names_in("drift")}
     return metrics

@@ -75,7 +75,9 @@ class Model:
 
     @property
     def has_registration(self) -> bool:
-        """Whether the file has the weights of a registration network."""
+        """Whether the file has the weights of a registration network that has learned to register."""
+        if self.recipe["training"].get("settings", {}).get("true_field"):
+            return False  # the known field stood in its place
         return any(name.startswith("registration.") for name in self.state)
 
     def build(self, registration: bool = False, **settings_of_use: Any) -> Translator:

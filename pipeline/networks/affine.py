@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -68,6 +69,38 @@ def register_affine(moving: Tensor, fixed: Tensor) -> tuple[Tensor, dict[str, Te
         found = torch.where(kept[:, None, None], found, 0.0)
         cost = torch.where(kept, cost, identity_cost)
     return found, {"cost": cost, "identity_cost": identity_cost, "rejected": (~kept).to(kind)}
+
+
+def random_symmetries(images: Tensor, scaling: float = 0.1) -> Tensor:
+    """Draw flips, quarter turns and small scalings about the images' centre, one for each image.
+
+    Axes are flipped and exchanged with one another at random, each way as likely, those of different length not
+    exchanged; then the image is made larger or smaller by up to ``scaling``, uniformly on the scale of logarithms. An
+    exchange with flips is a turn, or a turn and a flip.
+
+    Args:
+        images: (B, C, *spatial), 2D or 3D; only their shape, type and device matter.
+        scaling: largest change of size, as a part of it.
+
+    Returns:
+        Maps (B, spatial_dims, spatial_dims + 1), for ``affine_field``.
+    """
+    size = images.shape[2:]
+    dims = len(size)
+    kind, device = torch.promote_types(images.dtype, torch.float32), images.device
+    keys = torch.rand(len(images), dims, dtype=kind, device=device)
+    signs = torch.randint(0, 2, (len(images), dims), device=device) * 2 - 1
+    scales = torch.exp((torch.rand(len(images), 1, 1, dtype=kind, device=device) * 2 - 1) * math.log1p(scaling))
+    # Ranks of random numbers are a random order; a gap between axes of different length keeps each among its like.
+    order = sorted(range(dims), key=lambda axis: size[axis])
+    keys = keys + torch.tensor([2.0 * count for count in size], dtype=kind, device=device)
+    ranks = keys.argsort(dim=1)
+    exchange = torch.zeros(len(images), dims, dims, dtype=kind, device=device)
+    exchange[:, order] = F.one_hot(ranks, dims).to(exchange)
+    matrix = exchange * signs[..., None] * scales
+    return torch.cat(
+        [matrix - torch.eye(dims, dtype=kind, device=device), matrix.new_zeros(len(images), dims, 1)], dim=2
+    )
 
 
 def affine_field(maps: Tensor, ddf: Tensor) -> Tensor:

@@ -45,6 +45,13 @@ SIDE_TABLES = (
         "Test pairs misaligned at this config's noise level; errors over the foreground of the misaligned target, as "
         "far as its counterpart lies in the image.",
     ),
+    SideTable(
+        "Drift",
+        {"": "generator"},
+        "drift",
+        "How far the generator moves, turns and sizes its output, without a target, by what it does to moved sources. "
+        "Its size is told from how it follows shifts, and is not part of the pixels.",
+    ),
 )
 
 Row = Sequence[str]

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.networks import affine_field, random_symmetries, warp
 from pipeline.translators.base import NetworkFactory, Terms, Translator
 from pipeline.translators.image_pool import ImagePool
 
@@ -31,8 +32,10 @@ class CycleGANTranslator(Translator):
     Args:
         weights: weight of each loss term. Known are, beside those of the registration correction: ``adversarial``, over
             both directions where ``cycle`` has a weight; ``conditional_adversarial``, of the translation into the
-            target alone; ``cycle``, the mean absolute differences of both round trips, summed; ``pixel``, the mean
-            absolute difference of prediction and target.
+            target alone; ``cycle``, the mean absolute differences of both round trips, summed; ``equivariance``,
+            the mean absolute difference between the translation of a source that was flipped, turned by quarters and
+            scaled a little at random, and the translation that was; ``pixel``, the mean absolute difference of
+            prediction and target.
         generator: builds a generator, ``forward(images) -> images``; called a second time, for target into source, if
             ``cycle`` has a weight. Its ``in_channels`` and ``out_channels`` tell the discriminators theirs.
         discriminator: builds a discriminator, ``forward(images) -> logits``; called only for adversarial terms, with
@@ -43,7 +46,9 @@ class CycleGANTranslator(Translator):
         ValueError: see ``Translator``; also if both adversarial terms have a weight.
     """
 
-    known_terms: ClassVar[frozenset[str]] = Translator.registration_terms | ADVERSARIAL | {"cycle", "pixel"}
+    known_terms: ClassVar[frozenset[str]] = (
+        Translator.registration_terms | ADVERSARIAL | {"cycle", "equivariance", "pixel"}
+    )
     training_only: ClassVar[tuple[str, ...]] = (
         *Translator.training_only,
         "source_generator",
@@ -84,6 +89,10 @@ class CycleGANTranslator(Translator):
         """See ``Translator.discriminator_networks``."""
         return tuple(network for network in (self.discriminator, self.source_discriminator) if network is not None)
 
+    def draw(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """See ``Translator.draw``: what moves the images for the term ``equivariance``."""
+        return {"symmetry": random_symmetries(batch["image"])} if "equivariance" in self.terms else {}
+
     def shown(self, outputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """See ``Translator.shown``; earlier predictions now and then, where there is a pool."""
         if self.source_discriminator is None:
@@ -100,6 +109,10 @@ class CycleGANTranslator(Translator):
         outputs |= corrected
         if "pixel" in self.terms:
             terms["pixel"] = F.l1_loss(pred, target)
+        if "equivariance" in self.terms:
+            maps = batch["symmetry"] if "symmetry" in batch else self.draw(batch)["symmetry"]
+            field = affine_field(maps, maps.new_zeros(len(maps), maps.shape[1], *source.shape[2:]))
+            terms["equivariance"] = F.l1_loss(self.generator(warp(source, field)), warp(pred, field))
         if self.source_generator is not None:
             outputs["source_pred"] = source_pred = self.source_generator(target)
             back = self.source_generator(pred), self.generator(source_pred)

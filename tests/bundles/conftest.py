@@ -78,6 +78,8 @@ def run_chain(chain: Sequence[str], run_id: str = "run", **settings: Any) -> Non
     defaults: dict[str, Any] = {**TINY, "tracking_uri": "none"}
     if "train.json" not in chain:
         defaults = {"device": "cpu"} if "inference.json" in chain else {"device": "cpu", "tracking_uri": "none"}
+    if "unet.json" in chain:
+        defaults.pop("network_def#generator#residual_blocks", None)  # it has none
     run_bundle(
         run_id=run_id,
         config_file=[str(CONFIGS / name) for name in chain],

@@ -79,6 +79,8 @@ def trained(data, tmp_path_factory):
     def train(name):
         folder = tmp_path_factory.mktemp(name.replace("+", "")) / "run"
         settings = {**SETTINGS, **DISCRIMINATORS[METHODS[name].backbone]}
+        if "unet.json" in METHODS[name].overlays:
+            del settings["network_def#generator#residual_blocks"]
         run_chain(METHODS[name].training, dataset_dir=str(data), output_dir=str(folder), run_name=name, **settings)
         return folder
 

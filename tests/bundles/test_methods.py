@@ -16,6 +16,7 @@ from monai.bundle import ConfigParser
 from pipeline.engines import TranslationTrainer
 from pipeline.errors import first_cause
 from pipeline.methods import BACKBONES, METHODS
+from pipeline.metrics import DriftMetric
 from pipeline.models import load_checkpoint
 from pipeline.translators import decode_signature, find_translator
 
@@ -51,11 +52,15 @@ OWN_WEIGHTS = {
 
 
 def expected_weights(name):
-    if name == "pix2pix":
+    if name.startswith("pix2pix"):
         return {"conditional_adversarial": 1, "pixel": 100}
     if name == "reggan-true":
-        return {"adversarial": 1, "correction": 20}
-    mode = {"reggan": "nc+r", "reggan-affine": "nc+r", "cyclegan": "c"}.get(name) or name.split("-")[1]
+        return {"adversarial": 1, "correction": 60}
+    if name == "reggan-affine":
+        return {"adversarial": 1, "correction": 60, "smoothness": 150}
+    if name == "reggan-affine-unet":
+        return {"adversarial": 1, "correction": 20, "smoothness": 50, "equivariance": 10}
+    mode = "nc+r" if name.startswith("reggan") else {"cyclegan": "c"}.get(name) or name.split("-")[1]
     identity = METHODS[name].backbone == "nicegan" and "cycle" in MODE_WEIGHTS[mode]
     return MODE_WEIGHTS[mode] | OWN_WEIGHTS[METHODS[name].backbone] | ({"identity": 10} if identity else {})
 
@@ -207,6 +212,36 @@ def test_a_run_of_another_registration_is_not_resumed(assert_refused):
     before, now = (f"pipeline.networks.{name}" for name in ("RegistrationNet", "AffineRegistrationNet"))
     says = [f"network_def#registration#class was {before}, now {now}"]
     assert_refused(["train.json", "affine.json"], None, {"resume": True, "max_epochs": 20}, says)
+
+
+@pytest.mark.parametrize(("overlay", "pairs"), [("fixed_noise.json", "fixed"), ("registered.json", "registered")])
+def test_a_run_of_other_pairs_is_not_resumed(assert_refused, overlay, pairs):
+    says = ["is of another training: ", f"pairs was nothing of the kind, now {pairs}"]
+    assert_refused(["train.json", overlay], None, {"resume": True, "max_epochs": 20, "noise_level": 0}, says)
+
+
+def test_the_best_epoch_is_that_of_the_least_drift_where_it_is_asked_for(run_config, tmp_path, monkeypatch):
+    found = []
+    compute = DriftMetric.compute
+
+    def note(metric):
+        value = compute(metric)
+        if metric.keys == ("drift",):
+            found.append(value)
+        return value
+
+    monkeypatch.setattr(DriftMetric, "compute", note)
+    settings = {"best_by": "drift", "max_epochs": 4, "picture_interval": 4, "learning_rate": 0.003}
+    run_config("train.json", **settings)
+    best, last = (
+        load_checkpoint(tmp_path / "run" / "checkpoints" / f"{name}.pt")["trainer"] for name in ("best", "last")
+    )
+    assert len(set(found)) == 4
+    assert best["epoch"] == 1 + found.index(min(found))
+    assert last["best_metric"] == last["best_metrics"]["drift"] == min(found)
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        run_config("train.json", **settings | {"best_by": "psnr", "max_epochs": 5}, resume=True)
+    assert "best_by was drift, now nothing of the kind" in str(first_cause(caught.value))
 
 
 def test_a_stopped_run_is_resumed_with_its_image_pools(run_config, run_until, tmp_path, assert_same):

@@ -151,7 +151,7 @@ class Checkout:
         for kind in ("imagesTr", "labelsTr", "imagesTs"):
             shutil.copytree(self.folder / "mydata" / kind, self.folder / "data/phantom" / kind)
         (self.folder / "data/studies").mkdir(parents=True)
-        for name in ("cpu", "paper"):
+        for name in ("cpu", "science", "paper"):
             path = self.folder / "scripts/studies" / f"{name}.yaml"
             study = yaml.safe_load(path.read_text())
             study = {**study, **SMALL_STUDY, "settings": {**study["settings"], **SMALL_NETWORKS}}

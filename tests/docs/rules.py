@@ -149,6 +149,11 @@ RULES = (
         {"data/fold1": "mydata", "data/fold2": "DATA"},
     ),
     Rule(r"python scripts/noise_study\.py .*", "python", ("--devices", "cpu", "--dataset-dir", "made=mydata")),
+    Rule(
+        r"python scripts/drift_study\.py.*",
+        "python",
+        ("--dataset-dir", "mydata", "--seeds", "0", "--epochs", "1", "--spatial-size", "32", "--filters", "4"),
+    ),
     Rule(r"python scripts/describe_model\.py model\.pt", "python", fast=True),
     Rule(r"python scripts/export\.py .*", "python", ("--image", "T1.nii.gz", "--force")),
     Rule(r"python scripts/package_bundle\.py reggan\.zip", "python", ("--data-source", "made up", "--force")),

@@ -16,7 +16,8 @@ ADVERSARIAL, CORRECTION = {"adversarial": 1}, {"correction": 20, "smoothness": 1
 def test_there_are_seventeen_in_the_order_of_the_paper_and_then_ours():
     names = ["pix2pix", "cyclegan-nc", "reggan", "cyclegan", "cyclegan-c+r"]
     names += [f"{backbone}-{mode}" for backbone in ("unit", "munit", "nicegan") for mode in ("nc", "nc+r", "c", "c+r")]
-    names += ["reggan-affine", "reggan-true"]
+    names += ["reggan-affine", "reggan-true", "pix2pix-unet", "reggan-affine-unet"]
+    names += ["pix2pix-fixed", "reggan-fixed", "pix2pix-registered", "reggan-registered"]
     assert list(METHODS) == names
     assert [method.name for method in METHODS.values()] == names
 
@@ -66,7 +67,15 @@ def test_a_name_is_backbone_and_mode(backbone, weights, name):
 
 
 def test_another_registration_ends_a_name_where_there_is_one():
-    assert method_name("cyclegan", ADVERSARIAL | CORRECTION, "affine") == "reggan-affine"
-    assert method_name("unit", ADVERSARIAL | CORRECTION | {"cycle": 10}, "affine") == "unit-c+r-affine"
-    assert method_name("cyclegan", ADVERSARIAL, "affine") == "cyclegan-nc"
-    assert method_name("cyclegan", {"pixel": 100}, "affine") == "pix2pix"
+    assert method_name("cyclegan", ADVERSARIAL | CORRECTION, ["affine"]) == "reggan-affine"
+    assert method_name("unit", ADVERSARIAL | CORRECTION | {"cycle": 10}, ["affine"]) == "unit-c+r-affine"
+    assert method_name("cyclegan", ADVERSARIAL, ["affine"]) == "cyclegan-nc"
+    assert method_name("cyclegan", {"pixel": 100}, ["affine"]) == "pix2pix"
+    assert method_name("cyclegan", {"pixel": 100}, ["unet", "affine"]) == "pix2pix-unet"
+    assert method_name("cyclegan", ADVERSARIAL | CORRECTION, ["unet", "affine"]) == "reggan-affine-unet"
+
+
+def test_what_is_done_to_pairs_ends_a_name():
+    assert method_name("cyclegan", {"pixel": 100}, ["registered"]) == "pix2pix-registered"
+    assert method_name("cyclegan", ADVERSARIAL | CORRECTION, ["fixed", "affine"]) == "reggan-affine-fixed"
+    assert method_name("cyclegan", ADVERSARIAL | CORRECTION, ["anew"]) == "reggan"

@@ -55,4 +55,7 @@ def test_a_metric_is_added_by_an_entry(tmp_path):
 
 def test_names_are_keys_and_every_image_metric_has_a_function():
     assert all(name == metric.name for name, metric in columns().items())
-    assert {metric.name for metric in CATALOGUE.values() if metric.score is None} == set(names_in("registration"))
+    assert {metric.name for metric in CATALOGUE.values() if metric.score is None} == {
+        *names_in("registration"),
+        *names_in("drift"),
+    }

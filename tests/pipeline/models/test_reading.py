@@ -123,6 +123,8 @@ def test_registration_is_built_beside_where_the_file_has_it(saved, trained):
     with torch.no_grad():
         assert torch.equal(served.register(*pair)[1], trained.register(*pair)[1])
         assert torch.equal(served(pair[0]), trained(pair[0]))
+    model.recipe["training"]["settings"]["true_field"] = True  # the network stood by and learned nothing
+    assert not model.has_registration
     bare = Model(saved / "model.pt")
     assert not bare.has_registration
     assert bare.build(registration=True).registration is None

@@ -6,7 +6,14 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.metrics import points_inside
-from pipeline.networks import AffineRegistrationNet, RegistrationNet, affine_field, register_affine, warp
+from pipeline.networks import (
+    AffineRegistrationNet,
+    RegistrationNet,
+    affine_field,
+    random_symmetries,
+    register_affine,
+    warp,
+)
 from transforms import RandDeformationNoised
 
 
@@ -171,3 +178,34 @@ def test_bfloat16_registers_in_single_precision():
         field, *_ = net().in_parts(moving, fixed)
     assert field.dtype == torch.float32
     assert errors(field, true, fixed).median() < 0.1
+
+
+@pytest.mark.parametrize("size", [(64, 64), (24, 24, 24)])
+def test_symmetries_are_all_flips_and_turns_with_a_small_scaling(size):
+    torch.manual_seed(0)
+    dims = len(size)
+    maps = random_symmetries(torch.zeros(600, 1, *(1,) * dims).expand(-1, -1, *size))
+    matrix = maps[:, :, :-1] + torch.eye(dims)
+    scales = matrix.abs().amax((1, 2))
+    assert (scales.min(), scales.max()) == (pytest.approx(1 / 1.1, abs=0.01), pytest.approx(1.1, abs=0.01))
+    assert not maps[:, :, -1].any()
+    kinds = {tuple(one.round().int().flatten().tolist()) for one in matrix / scales[:, None, None]}
+    assert len(kinds) == {2: 8, 3: 48}[dims]  # the symmetries of a square and of a cube
+
+
+def test_symmetries_exchange_no_axes_of_different_length():
+    torch.manual_seed(0)
+    maps = random_symmetries(torch.zeros(100, 1, 8, 12, 8))
+    matrix = maps[:, :, :-1] + torch.eye(3)
+    assert (matrix[:, 1, 1].abs() > 0.5).all()
+    assert (matrix[:, 0, 2].abs() > 0.5).any()
+
+
+def test_a_symmetry_without_scaling_moves_voxels_onto_voxels():
+    torch.manual_seed(0)
+    images = torch.rand(8, 1, 9, 9)
+    maps = random_symmetries(images, scaling=0)
+    moved = warp(images, affine_field(maps, torch.zeros(8, 2, 9, 9)))
+    for before, after in zip(images, moved, strict=True):
+        turned = [torch.rot90(side, turns, (1, 2)) for side in (before, before.flip(2)) for turns in range(4)]
+        assert min((after - one).abs().max() for one in turned) < 1e-5

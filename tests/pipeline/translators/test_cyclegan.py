@@ -315,3 +315,25 @@ def test_the_cycle_alone_needs_no_discriminator(make_translator):
     translator = make_translator({"cycle": 10.0})
     assert translator.discriminator_networks() == ()
     assert not hasattr(translator, "pool")
+
+
+def test_equivariance_is_the_difference_of_moved_translation_and_translation_of_the_moved(make_translator, batch):
+    translator = make_translator({"equivariance": 5.0})
+    maps = torch.tensor([[[-2.0, 0, 0], [0, 0, 0]]]).expand(len(batch["image"]), -1, -1)  # a flip of the first axis
+    outputs, terms = translator.generator_terms({**batch, "symmetry": maps})
+    expected = (translator(batch["image"].flip(2)) - translator(batch["image"]).flip(2)).abs().mean()
+    torch.testing.assert_close(terms["equivariance"], expected, atol=1e-5, rtol=1e-4)
+    assert set(terms) == {"equivariance"}
+    assert set(outputs) == {"pred"}
+    assert translator.registration is None
+
+
+def test_equivariance_of_a_map_that_knows_no_place_is_zero(make_translator, batch):
+    translator = make_translator({"equivariance": 5.0})
+    translator.generator = torch.nn.Identity()
+    assert translator.generator_terms(batch)[1]["equivariance"] == 0
+
+
+def test_symmetries_are_drawn_only_for_equivariance(make_translator, batch):
+    assert make_translator().draw(batch) == {}
+    assert make_translator({"equivariance": 1.0}).draw(batch)["symmetry"].shape == (len(batch["image"]), 2, 3)

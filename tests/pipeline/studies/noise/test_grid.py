@@ -13,7 +13,7 @@ PRESETS = Path(__file__).parents[4] / "scripts" / "studies"
 LEAST = {"name": "a", "methods": ["pix2pix", "reggan"], "noise": {"affine": [0, 5]}}
 
 
-@pytest.mark.parametrize("preset", ["quick", "cpu", "paper"])
+@pytest.mark.parametrize("preset", ["quick", "cpu", "science", "paper", "registered"])
 def test_presets_are_complete(preset):
     study = Study.load(PRESETS / f"{preset}.yaml")
     cells = list(study.cells())
@@ -21,6 +21,9 @@ def test_presets_are_complete(preset):
     assert Study.from_mapping(study.describe()) == study
     for cell in cells:
         assert all((bundle_dir() / "configs" / name).is_file() for name in study.chain(cell))
+    if preset == "registered":  # stands beside "cpu", whose methods and levels it does not run again
+        assert study.settings == Study.load(PRESETS / "cpu.yaml").settings
+        return
     assert {"pix2pix", "reggan"} <= set(study.methods)
     assert {0, 5} <= set(study.noise["affine"])
 
