@@ -84,7 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--jobs must be at least 1, got {options.jobs}")
     if options.spacing and (len(options.spacing) not in (1, 3) or min(options.spacing) <= 0):
         parser.error(f"--spacing must be one or three positive numbers of mm, got {options.spacing}")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith("pipeline"))
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])  # not each step of Dask's
     limits = Thresholds(**{field.name: tuple(getattr(options, field.name)) for field in dataclasses.fields(Thresholds)})
     spacing = tuple(options.spacing) if options.spacing else None
     settings = Settings(not options.no_registration, spacing, options.n4, options.crop, limits)

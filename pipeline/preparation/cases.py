@@ -315,6 +315,7 @@ def _n4(scan: Scan, mask: np.ndarray) -> np.ndarray:
     inside = Scan(mask.astype(np.float32), scan.affine).shrunk(4.0).voxels > 0.5
     region = itk.image_from_array(np.ascontiguousarray(inside.T, dtype=np.uint8))
     corrector = itk.N4BiasFieldCorrectionImageFilter.New(Input=image, MaskImage=region)
+    corrector.SetNumberOfFittingLevels(3)
     corrector.SetMaximumNumberOfIterations([50, 50, 30])
     corrector.Update()
     corrected = itk.array_from_image(corrector.GetOutput()).T

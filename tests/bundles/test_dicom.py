@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pydicom
 import pytest
 import requests
 import torch
+from scipy import ndimage
 
 from pipeline.errors import first_cause
 from pipeline.io import find_series, read_image
@@ -299,6 +301,40 @@ def raw_studies(make_dicom, tmp_path_factory):
                 suffix="", study=f"1.2.826.0.1.77.{number}", description=title, PatientID=f"ID-4711-{number}", **place,
             )  # fmt: skip
     return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prepared", [False, True])
+def test_training_warns_of_pairs_that_lie_apart(prepared, tmp_path, run_config, caplog):
+    """5 mm through the plane, and what prepare makes of such pairs, looked at although they say that they were."""
+    make_head = script("tests/pipeline/preparation/conftest.py").head
+    for number in range(1, 4):
+        for name, scan, shift in zip(("T1", "T2"), make_head(number), (0.0, 5.0), strict=True):
+            affine = scan.affine.copy()
+            affine[2, 3] += shift
+            (tmp_path / "raw" / f"p{number}").mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(scan.voxels, affine), tmp_path / "raw" / f"p{number}" / f"{name}.nii.gz")
+    data = tmp_path / ("prepared" if prepared else "raw")
+    if prepared:
+        line = [str(tmp_path / "raw"), str(data), "--source", "T1", "--target", "T2"]
+        assert script("scripts/prepare.py").main(line) == 0
+        content = json.loads((data / "datalist.json").read_text())
+        (data / "datalist.json").write_text(json.dumps({**content, "registered": False}))
+    else:  # on one grid, as a user would resample them: the header's 5 mm are in the voxels
+        pairs = []
+        for number in range(1, 4):
+            image, label = (data / f"p{number}" / f"{name}.nii.gz" for name in ("T1", "T2"))
+            moved = nib.load(label)
+            voxels = ndimage.shift(moved.get_fdata(), (0, 0, 5 / 4.2), order=1, mode="nearest")
+            nib.save(nib.Nifti1Image(voxels.astype(np.float32), nib.load(image).affine), label)
+            pairs.append({"image": str(image), "label": str(label), "patient": f"p{number}"})
+        (data / "datalist.json").write_text(json.dumps({"training": pairs[:2], "validation": pairs[2:]}))
+    with caplog.at_level(logging.INFO):
+        run_config("train.json", dataset_dir=str(data), output_dir=str(tmp_path / "run"), noise_level=0)
+    assert ("do not line up: 2 of 2 patients" in caplog.text) == (not prepared)
+    assert ("2 patients line up" in caplog.text) == prepared
+    through = [float(found) for found in re.findall(r"([\d.]+) mm of it through the plane", caplog.text)]
+    assert through == pytest.approx([] if prepared else [5.0, 5.0], abs=0.5)
 
 
 @pytest.mark.slow

@@ -30,5 +30,10 @@ def head(person: int, size=(46, 50, 36), spacing=(4.0, 4.0, 4.2)):
 
 
 @pytest.fixture(scope="session")
+def make_head():
+    return head
+
+
+@pytest.fixture(scope="session")
 def people():
     return {person: head(person) for person in (1, 2)}

@@ -13,8 +13,10 @@ import pytest
 
 from pipeline.data import load_cases
 from pipeline.preparation import Outcome, Settings, Thresholds, check_registration, find_pairs, prepare
+from pipeline.preparation import cases as cases_module
 from pipeline.preparation import preparing as preparing_module
-from pipeline.preparation.registration import Registration, about, matrix_of, rotation
+from pipeline.preparation.registration import Registration, Scan, about, matrix_of, rotation
+from transforms import foreground_mask
 
 NAME = "MUELLER_ANNA"
 SHIFT = np.array([1.0, -2.0, 5.0])
@@ -167,3 +169,28 @@ def test_verdicts_follow_the_thresholds(tmp_path):
     for accept, count in ((["good"], 0), (["good", "doubtful"], 1)):
         preparing_module._write_datalists(tmp_path, outcomes, ("a", "b"), 2, accept, 0, True)
         assert len(json.loads((tmp_path / "datalist.json").read_text())["training"]) == count
+
+
+@pytest.mark.slow  # ITK loads for half a minute
+def test_n4_takes_a_bias_field_out(make_head):
+    scan = make_head(1, (26, 28, 20), (7.0, 7.0, 7.5))[0]
+    inside = foreground_mask(scan.voxels, scan.spacing)
+    x, y, _ = np.meshgrid(*(np.linspace(-1, 1, length) for length in scan.voxels.shape), indexing="ij")
+    field = 0.4 * x - 0.3 * y
+    biased = Scan((scan.voxels * np.exp(field)).astype(np.float32), scan.affine)
+    left = np.log(np.maximum(cases_module._n4(biased, inside), 1) / np.maximum(scan.voxels, 1))[inside]
+    assert left.std() < 0.5 * field[inside].std()
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_a_grid_of_another_spacing_lies_where_the_scan_does(people, crop):
+    scan = people[1][0]
+    inside = foreground_mask(scan.voxels, scan.spacing)
+    shape, affine = cases_module._grid(scan, inside, Settings(spacing=(3.0,), crop=crop))
+    np.testing.assert_allclose(np.linalg.norm(affine[:3, :3], axis=0), 3)
+    moved = cases_module.resample(Scan(inside.astype(np.float32), scan.affine), np.eye(4), shape, affine, order=1)[0]
+    here, there = np.argwhere(inside) @ scan.affine[:3, :3] + scan.affine[:3, 3], np.argwhere(moved > 0.5)
+    centre = (there @ affine[:3, :3] + affine[:3, 3]).mean(0)
+    np.testing.assert_allclose(centre, here.mean(0), atol=0.3)
+    assert len(there) * 27 == pytest.approx(len(here) * scan.spacing.prod(), rel=0.05)
+    assert (np.prod(shape) * 27 < scan.voxels.size * scan.spacing.prod() * 0.95) == crop
