@@ -131,6 +131,27 @@ def test_a_method_trains_resumes_evaluates_and_translates(
     assert (result.get_fdata() == again.get_fdata()).all()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pix2pix-unet", "unit-nc", "munit-c+r", "nicegan-c"])
+def test_a_running_mean_of_the_weights_resumes_to_the_bit_with_every_backbone(
+    run_config, run_until, tmp_path, assert_same, name
+):
+    method = METHODS[name]
+    tiny = {**TINY_DISCRIMINATORS[method.backbone], "max_epochs": 2, "ema_decay": 0.9}
+    run_config(*method.training, **tiny, output_dir=str(tmp_path / "whole"))
+    run_until(STEPS_PER_EPOCH + 2, *method.training, **tiny)
+    with pytest.raises(RuntimeError) as caught:
+        run_config(*method.training, **{**tiny, "ema_decay": 0}, resume=True)
+    assert "ema_decay was 0.9, now nothing of the kind" in str(first_cause(caught.value))
+    run_config(*method.training, **tiny, resume=True)
+    whole, parts = (load_checkpoint(tmp_path / run / "checkpoints" / "last.pt") for run in ("whole", "run"))
+    for entry in parts.keys() - {"random"}:
+        assert_same(parts[entry], whole[entry])
+    trained, used = parts["average"]["trained"], parts["network"]
+    assert trained
+    assert not any(torch.equal(value, used[weight]) for weight, value in trained.items() if value.ndim > 1)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_chain_knows_its_name_and_has_the_weights_of_the_paper(name):
     parser = read_configs("train.json", *METHODS[name].overlays)
