@@ -1,7 +1,7 @@
 """Hold drift, which is measured without aligned pairs, against the displacement that aligned pairs show.
 
 RegGANs with and without the affine step, and with and without the adversarial term, which holds the geometry, are
-trained at noise level 5; the weights of each epoch are one checkpoint. Started again, it trains what is missing.
+trained at noise level 5; the weights of every second epoch are a checkpoint. Started again, it trains what is missing.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output-dir", type=Path, default=project_dir() / "outputs" / "drift-study")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the trainings (default: 0 1)")
     parser.add_argument("--epochs", type=int, default=8, help="of each training (default: 8)")
+    parser.add_argument("--every", type=int, default=2, help="of which every so many are measured (default: 2)")
     parser.add_argument("--spatial-size", type=int, default=64, help="pixels (default: 64)")
     parser.add_argument("--filters", type=int, default=16, help="of the generator (default: 16)")
     return parser
@@ -33,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = build_parser()
     options = parser.parse_args(arguments)
-    if options.epochs < 1:
-        parser.error(f"--epochs must be at least 1, got {options.epochs}")
+    if not 1 <= options.every <= options.epochs:
+        parser.error(f"--every must lie in [1, --epochs], got {options.every} of {options.epochs}")
     settings: dict[str, Any] = {
         "spatial_size": options.spatial_size,
         "network_def#generator#filters": options.filters,
@@ -42,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.dataset_dir is not None:
         settings["dataset_dir"] = str(options.dataset_dir.expanduser().absolute())
     try:
-        table = run_study(options.output_dir.expanduser().absolute(), options.seeds, options.epochs, settings)
+        table = run_study(
+            options.output_dir.expanduser().absolute(), options.seeds, options.epochs, settings, options.every
+        )
     except (ValueError, RuntimeError, OSError) as error:
         parser.error(str(error))
     for name in ("drift", "drift_shift", "equivariance"):

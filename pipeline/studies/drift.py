@@ -106,15 +106,17 @@ def train(run: Run, folder: Path, epochs: int, settings: Mapping[str, Any]) -> N
     workflow.run()
 
 
-def measure(run: Run, folder: Path, epochs: int, settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """For each epoch, drift without the targets and displacement by them; means over the validation slices.
+def measure(
+    run: Run, folder: Path, epochs: int, settings: Mapping[str, Any], every: int = 1
+) -> Iterator[dict[str, Any]]:
+    """For every so many epochs, drift without the targets and displacement by them; means over the validation slices.
 
     Yields:
         ``run``, ``variant``, ``seed``, ``epoch``; what `pipeline.engines.drift.drift` finds; ``displacement`` in
         pixels, by the affine map that carries G(x) onto the aligned target, their contrast being the same.
     """
     data = run.workflow(folder, epochs, settings).part("validate#dataset")
-    for epoch in range(1, epochs + 1):
+    for epoch in range(every, epochs + 1, every):
         network = Model(run.kept(folder, epoch)).build().eval()
         found: dict[str, list[torch.Tensor]] = {name: [] for name in (*names_in("drift"), "displacement")}
         with torch.no_grad():
@@ -152,12 +154,14 @@ def agreement(table: pd.DataFrame, name: str = "drift") -> tuple[float, float, f
     return r(np.concatenate(runs)), float(low), float(high)
 
 
-def run_study(folder: Path, seeds: Sequence[int], epochs: int, settings: Mapping[str, Any]) -> pd.DataFrame:
+def run_study(
+    folder: Path, seeds: Sequence[int], epochs: int, settings: Mapping[str, Any], every: int = 1
+) -> pd.DataFrame:
     """Train what is not trained, measure all, and write the table and the picture; returns the table."""
     runs = [Run(variant, seed) for seed in seeds for variant in VARIANTS]
     for run in runs:
         train(run, folder, epochs, settings)
-    table = pd.DataFrame([row for run in runs for row in measure(run, folder, epochs, settings)])
+    table = pd.DataFrame([row for run in runs for row in measure(run, folder, epochs, settings, every)])
     with replacing(folder / TABLE) as path:
         table.to_csv(path, index=False, float_format="%.6g")
     with replacing(folder / PICTURE) as path:
