@@ -185,7 +185,7 @@ RULES = (
     ),
     Rule(r"python scripts/import_weights\.py .*", "elsewhere", ("tests/scripts/test_import_weights.py", "netG_A2B")),
     Rule(r"python -m pytest .*", "shell", ("-p", "no:cacheprovider", "-m", "'not slow'")),
-    Rule(r"mlflow ui .*", "server", ("--workers", "1")),
+    Rule(r"mlflow ui .*", "server"),
     Rule(r"python scripts/try_faults\.py --list", "python", fast=True),
     Rule(r"python scripts/try_faults\.py --kills", "shell", ("--only", "default", "--moments", "1", "--inside", "1")),
     Rule(r"python scripts/try_faults\.py --(slips|disks)", "shell"),
