@@ -1,8 +1,7 @@
 """The chain of configs that a command line names: read as MONAI reads it, with words for what is wrong with it.
 
 MONAI reads the configs before anything of this project is imported, and knows neither which file a fault lies in nor
-how configs are stacked. `EarlyErrors` gets to speak all the same: MONAI imports MLflow, and MLflow loads the plug-ins
-of its environment (the entry point in pyproject.toml).
+how configs are stacked; `pipeline.early` lets this room speak all the same.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from mlflow.tracking.context.abstract_context import RunContextProvider
 
 SUFFIXES = (".json", ".yaml", ".yml")
 MONAI_WORDS = (
@@ -222,28 +219,6 @@ def fault(words: Sequence[str]) -> str | None:
     return None
 
 
-class EarlyErrors(RunContextProvider):
-    """Explains why MONAI's command could not begin, in one line; a plug-in of MLflow that adds no tags to runs."""
-
-    def in_context(self) -> bool:
-        """Never: there is nothing to tell MLflow."""
-        return False
-
-    def tags(self) -> dict[str, str]:
-        """None."""
-        return {}
-
-
-def explain_early() -> None:
-    """From now on, in MONAI's command, an error that nobody catches is explained if the configs' files are its reason.
-
-    A config takes over from here with `pipeline.bundle.explain_errors`.
-    """
-    # Python imports the package of ``-m monai.bundle`` before its __main__ is there to be asked.
-    if sys.excepthook is sys.__excepthook__ and "monai.bundle" in sys.orig_argv:
-        sys.excepthook = explain
-
-
 def is_monai_command() -> bool:
     """Whether this process is ``python -m monai.bundle``."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
@@ -264,6 +239,3 @@ def explain(kind: type[BaseException], error: BaseException, trace: Any) -> None
         return
     print(f"error: {why}", file=sys.stderr)
     raise SystemExit(1)
-
-
-explain_early()
