@@ -151,8 +151,9 @@ class Checkout:
         for kind in ("imagesTr", "labelsTr", "imagesTs"):
             shutil.copytree(self.folder / "mydata" / kind, self.folder / "data/phantom" / kind)
         (self.folder / "data/studies").mkdir(parents=True)
-        for name in ("cpu", "science", "paper"):
-            path = self.folder / "scripts/studies" / f"{name}.yaml"
+        for path in sorted((self.folder / "scripts/studies").glob("*.yaml")):
+            if path.stem == "quick":
+                continue  # as short as it is
             study = yaml.safe_load(path.read_text())
             study = {**study, **SMALL_STUDY, "settings": {**study["settings"], **SMALL_NETWORKS}}
             study.pop("method_noise", None)
