@@ -76,7 +76,7 @@ RULES = (
     Rule(
         CHAIN + r",'\S*(paper|pix2pix)\.json'\]\"",
         "python",
-        (*TRAINING, *CYCLEGAN, *DATA, "--spatial_size", "64"),
+        (*TRAINING, *CYCLEGAN, *DATA, "--spatial_size", "64", "--output_dir", "outputs/overlaid"),
         FILES,
     ),
     Rule(
@@ -94,6 +94,7 @@ RULES = (
     Rule(r"torchrun .*multi_gpu\.json.*", "elsewhere", ("tests/bundles/test_multi_gpu.py", "multi_gpu.json")),
     # evaluation and translation
     Rule(USE + r"inference\.json .*model\.onnx.*", "python", CPU, {**FILES, "outputs/reggan/model.onnx": "model.onnx"}),
+    Rule(USE + r"inference\.json --image STUDY --series .*", "elsewhere", ("tests/bundles/test_dicom.py", "series")),
     Rule(USE + r"inference\.json --image new_T1\.nii\.gz", "python", CPU, fast=True),
     Rule(USE + r"inference\.json .*", "python", CPU, FILES),
     Rule(USE + r"evaluate\.json( --run_name munit-c\+r| --checkpoint \S+| --run_name reggan)?", "python", CPU, FILES),
