@@ -178,8 +178,11 @@ def fault(words: Sequence[str]) -> str | None:
         return None
     given = dict(settings)
     for name in ("args_file", "meta_file", "logging_file"):
-        if given.get(name) is not None and not Path(str(given[name])).is_file():
-            return f"{name}: {given[name]} does not exist"
+        text = given.get(name)
+        files = [] if text is None else as_fire(text)
+        for file in files if isinstance(files, list | tuple) else [text]:
+            if not Path(str(file)).is_file():
+                return f"{name}: {file} does not exist"
     if "tracking" in given:
         return (
             f"--tracking {given['tracking']} is MONAI's own tracking, which this bundle has no need of; the store is "
@@ -201,12 +204,6 @@ def fault(words: Sequence[str]) -> str | None:
         config = read_chain(names)
     except ValueError as error:
         return str(error)
-    for name, value in settings:
-        if value is not None and value.startswith("%") and name not in MONAI_WORDS:
-            return (
-                f"--{name} {value}: what begins with '%' is a part of another file to MONAI's command, and "
-                f"there is none of that name; a file is named ./{value}"
-            )
     run_id = given.get("run_id") or (others[1] if len(others) > 1 else "run")
     if run_id not in config:
         can = [name for name in ("run", "training") if name in config]
@@ -216,6 +213,17 @@ def fault(words: Sequence[str]) -> str | None:
         )
     if len(others) > 2:
         return f"{others[2]!r} belongs to nothing, behind 'run {run_id}'; a setting is given as --NAME VALUE"
+    return None
+
+
+def missing_part(words: Sequence[str]) -> str | None:
+    """What a value beginning with '%' means, where MONAI's command could not begin; None if there is no such value."""
+    for name, value in command_line(words):
+        if value is not None and value.startswith("%") and name not in MONAI_WORDS:
+            return (
+                f"--{name} {value}: what begins with '%' is a part of another file to MONAI's command, and "
+                f"there is none of that name; a file is named ./{value}"
+            )
     return None
 
 
@@ -231,7 +239,7 @@ def explain(kind: type[BaseException], error: BaseException, trace: Any) -> None
         print("stopped by Ctrl-C; the same command starts again", file=sys.stderr)
         raise SystemExit(130)
     try:
-        why = fault(sys.argv[1:])
+        why = fault(sys.argv[1:]) or missing_part(sys.argv[1:])
     except Exception:  # never in place of the error that is explained
         why = None
     if why is None:

@@ -51,9 +51,8 @@ class ForegroundSliceInferer(Inferer):
         translated = torch.full(tuple(slices.shape), BACKGROUND, dtype=torch.float32, device=slices.device)
         for some in filled.split(self.slices_at_once):
             translated[some] = network(slices[some], *args, **kwargs).float()
-        broken = int(
-            (~translated.isfinite()).flatten(1).any(1).sum()
-        )  # later they would be clipped, and look like others
+        unsound = ~translated.isfinite().flatten(1).all(1)  # later they would be clipped, and look like others
+        broken = int(unsound.sum())
         if broken:
             raise FloatingPointError(
                 f"the network gives values that are not finite (NaN or infinite) in {broken} of {len(slices)} slices: "

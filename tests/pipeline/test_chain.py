@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from pipeline.bundle import bundle_dir
-from pipeline.chain import fault
+from pipeline.chain import fault, missing_part
 
 CONFIGS = bundle_dir() / "configs"
 TRAIN, CYCLE = CONFIGS / "train.json", CONFIGS / "cycle.json"
@@ -78,7 +78,10 @@ def test_words_that_belong_to_nothing():
     assert "names no config" in fault(["run", "training", "--config_file", "[]"])
     assert "names no config" in fault(["run", "training", "--config_file"])
     assert "there is --config" in fault(["run", "training", "--config", str(TRAIN)])
-    assert "./%a.nii" in why(CONFIGS / "inference.json", run=("run",), more=("--image", "%a.nii"))
+    assert "./%a.nii" in missing_part(["run", "--image", "%a.nii"])
+    assert why(TRAIN, more=("--weights", f"%{TRAIN}#weights")) is None  # MONAI's own way to take a part of a file
+    assert why(TRAIN, more=("--meta_file", f"['{TRAIN}','{CYCLE}']")) is None
+    assert "gone.json" in why(TRAIN, more=("--meta_file", f"['{TRAIN}','gone.json']"))
 
 
 def test_the_command_says_it_before_any_config_is_read(tmp_path):
