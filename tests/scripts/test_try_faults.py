@@ -10,20 +10,20 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-SCRIPT = SCRIPTS / "try_faults.py"
+TESTS = Path(__file__).parents[1]
+SCRIPT = TESTS.parent / "scripts" / "try_faults.py"
 
 
 @pytest.fixture(scope="module")
 def faults():
-    """The package beside the script, found as the script finds it."""
-    sys.path.insert(0, str(SCRIPTS))
+    """The package of the causes, found as the script finds it."""
+    sys.path.insert(0, str(TESTS))
     try:
         from faults import causes, kinds, trial
 
         yield {"causes": causes, "kinds": kinds, "trial": trial}
     finally:
-        sys.path.remove(str(SCRIPTS))
+        sys.path.remove(str(TESTS))
 
 
 def test_there_are_enough_causes_and_most_are_in_nobody_s_report(faults):
