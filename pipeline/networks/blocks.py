@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -132,26 +133,31 @@ def check_counts(**counts: int) -> None:
             raise ValueError(f"{name} must be an integer of at least 1, got {count!r}")
 
 
-def check_images(owner: str, images: Tensor, spatial_dims: int, channels: int, minimum_size: int, hint: str) -> None:
+def check_axes(network: Any, images: Tensor, what: str = "images") -> None:
+    """Raise ValueError unless a batch is (B, in_channels, *spatial) of a network, by its attributes of these names."""
+    shape = tuple(images.shape)
+    if len(shape) != network.spatial_dims + 2 or shape[1] != network.in_channels:
+        axes = "height, width" if network.spatial_dims == 2 else "height, width, depth"
+        raise ValueError(
+            f"{type(network).__name__} expects {what} of shape (batch, {network.in_channels}, {axes}), got {shape}"
+        )
+
+
+def check_images(network: Any, images: Tensor, hint: str) -> None:
     """Check a batch of images against what a network can take.
 
     Args:
-        owner: name of the network, for the message.
-        images: the batch, expected as (B, channels, *spatial).
-        spatial_dims: expected number of spatial axes.
-        channels: expected number of channels.
-        minimum_size: smallest size along any spatial axis.
+        network: has `spatial_dims`, `in_channels` and `minimum_size`, the smallest size along any spatial axis.
+        images: the batch, expected as (B, in_channels, *spatial).
         hint: what to do about images that are too small, for the message.
 
     Raises:
         ValueError: the number of axes, the channels or the size do not fit.
     """
-    shape = tuple(images.shape)
-    if len(shape) != spatial_dims + 2 or shape[1] != channels:
-        axes = "height, width" if spatial_dims == 2 else "height, width, depth"
-        raise ValueError(f"{owner} expects images of shape (batch, {channels}, {axes}), got {shape}")
-    if min(shape[2:]) < minimum_size:
+    check_axes(network, images)
+    size, least = tuple(images.shape[2:]), network.minimum_size
+    if min(size) < least:
         raise ValueError(
-            f"{owner} needs images of at least {minimum_size} along every spatial axis, got {shape[2:]}; "
+            f"{type(network).__name__} needs images of at least {least} along every spatial axis, got {size}; "
             f"use larger images or {hint}"
         )

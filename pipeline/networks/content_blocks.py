@@ -123,9 +123,7 @@ class ContentEncoder(nn.Module):
         Raises:
             ValueError: `images` has another number of axes or channels, or is smaller than `minimum_size`.
         """
-        check_images(
-            type(self).__name__, images, self.spatial_dims, self.in_channels, self.minimum_size, "fewer downsamplings"
-        )
+        check_images(self, images, "fewer downsamplings")
         missing = [-length % 2**self.downsamplings for length in reversed(images.shape[2:])]
         return self.stages(reflect(images, [width for far in missing for width in (0, far)]))
 

@@ -65,14 +65,7 @@ class MultiScaleDiscriminator(nn.Module):
         Raises:
             ValueError: `images` has another number of axes or channels, or is smaller than `minimum_size`.
         """
-        check_images(
-            type(self).__name__,
-            images,
-            self.spatial_dims,
-            self.in_channels,
-            self.minimum_size,
-            "fewer layers or scales",
-        )
+        check_images(self, images, "fewer layers or scales")
         scores = []
         for number, scale in enumerate(self.scales):
             images = self.halve(images) if number else images

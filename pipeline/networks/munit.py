@@ -145,14 +145,7 @@ class StyleEncoder(nn.Module):
         Raises:
             ValueError: `images` has another number of axes or channels, or is smaller than `minimum_size`.
         """
-        check_images(
-            type(self).__name__,
-            images,
-            self.spatial_dims,
-            self.in_channels,
-            self.minimum_size,
-            "fewer style_downsamplings",
-        )
+        check_images(self, images, "fewer style_downsamplings")
         return self.code(self.stages(images).flatten(2).mean(2))
 
 

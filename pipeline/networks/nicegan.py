@@ -13,7 +13,15 @@ from monai.networks.layers import Conv
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from pipeline.networks.blocks import check_counts, check_images, check_spatial_dims, crop, instance_norm, reflect_conv
+from pipeline.networks.blocks import (
+    check_axes,
+    check_counts,
+    check_images,
+    check_spatial_dims,
+    crop,
+    instance_norm,
+    reflect_conv,
+)
 from pipeline.networks.repeatable import reflect
 
 _DOWNSAMPLINGS = 2  # of the encoder, and as many upsamplings in the generator
@@ -80,9 +88,7 @@ class NICEEncoder(nn.Module):
         Raises:
             ValueError: `images` has another number of axes or channels, or is smaller than `minimum_size`.
         """
-        check_images(
-            type(self).__name__, images, self.spatial_dims, self.in_channels, self.minimum_size, "another backbone"
-        )
+        check_images(self, images, "another backbone")
         x = self.convolutions(images)
         weight = _spectral_weight(self.score, x)
         voxels = x.flatten(2)
@@ -179,7 +185,7 @@ class NICEGenerator(nn.Module):
                 that of an image smaller than `minimum_size`; in the full variant, `size` is not `image_size`.
         """
         owner = type(self).__name__
-        _check_features(owner, features, self.spatial_dims, self.in_channels)
+        check_axes(self, features, "features")
         size = tuple(2**_DOWNSAMPLINGS * length for length in features.shape[2:]) if size is None else tuple(size)
         if self.image_size is not None and size != self.image_size:
             raise ValueError(
@@ -276,12 +282,11 @@ class NICEDiscriminator(nn.Module):
             ValueError: `features` has another number of axes or channels, or is that of an image smaller than
                 `minimum_size`.
         """
-        owner = type(self).__name__
-        _check_features(owner, features, self.spatial_dims, self.in_channels)
+        check_axes(self, features, "features")
         if min(features.shape[2:]) < _quarter(self.minimum_size):
             raise ValueError(
-                f"{owner} needs images of at least {self.minimum_size} along every spatial axis, which is features of "
-                f"{_quarter(self.minimum_size)}, got features of {tuple(features.shape[2:])}; "
+                f"{type(self).__name__} needs images of at least {self.minimum_size} along every spatial axis, which "
+                f"is features of {_quarter(self.minimum_size)}, got features of {tuple(features.shape[2:])}; "
                 "use larger images or fewer global_downsamplings"
             )
         x = self.shared(features)
@@ -415,13 +420,6 @@ def _patch_scores(spatial_dims: int, channels: int) -> nn.Module:
         nn.LeakyReLU(0.2, inplace=True),
         _SpectralConv(spatial_dims, 2 * channels, 1, stride=1, bias=False),
     )
-
-
-def _check_features(owner: str, features: Tensor, spatial_dims: int, channels: int) -> None:
-    shape = tuple(features.shape)
-    if len(shape) != spatial_dims + 2 or shape[1] != channels:
-        axes = "height, width" if spatial_dims == 2 else "height, width, depth"
-        raise ValueError(f"{owner} expects features of shape (batch, {channels}, {axes}), got {shape}")
 
 
 def _half(length: int) -> int:

@@ -68,7 +68,5 @@ class PatchDiscriminator(nn.Module):
         Raises:
             ValueError: `images` has another number of axes or channels, or is smaller than `minimum_size`.
         """
-        check_images(
-            type(self).__name__, images, self.spatial_dims, self.in_channels, self.minimum_size, "fewer layers"
-        )
+        check_images(self, images, "fewer layers")
         return self.patches(images).flatten(2).mean(2)

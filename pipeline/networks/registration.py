@@ -98,12 +98,11 @@ class RegistrationNet(nn.Module):
         Raises:
             ValueError: the shapes differ, have another number of axes or channels, or are below `minimum_size`.
         """
-        name = type(self).__name__
-        check_images(
-            name, moving, self.spatial_dims, self.in_channels, self.minimum_size, "fewer levels (entries of channels)"
-        )
+        check_images(self, moving, "fewer levels (entries of channels)")
         if moving.shape != fixed.shape:
-            raise ValueError(f"{name} expects images of one shape, got {tuple(moving.shape)} and {tuple(fixed.shape)}")
+            raise ValueError(
+                f"{type(self).__name__} expects images of one shape, got {tuple(moving.shape)} and {tuple(fixed.shape)}"
+            )
         x = torch.cat((moving, fixed), dim=1)
         skips = []
         for encoder in self.encoders:

@@ -107,9 +107,7 @@ class ResNetGenerator(nn.Module):
         Raises:
             ValueError: `source` has another number of axes or channels, or is smaller than `minimum_size`.
         """
-        check_images(
-            type(self).__name__, source, self.spatial_dims, self.in_channels, self.minimum_size, "fewer downsamplings"
-        )
+        check_images(self, source, "fewer downsamplings")
         x = self.stem(source)
         sizes = []
         for down in self.down:

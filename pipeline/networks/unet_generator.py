@@ -59,9 +59,7 @@ class UNetGenerator(nn.Module):
         Raises:
             ValueError: `source` has another number of axes or channels, or is smaller than `minimum_size`.
         """
-        check_images(
-            type(self).__name__, source, self.spatial_dims, self.in_channels, self.minimum_size, "another generator"
-        )
+        check_images(self, source, "another generator")
         size = source.shape[2:]
         missing = [value for length in reversed(size) for value in (0, -length % _MULTIPLE)]
         return crop(torch.tanh(self.network(F.pad(source, missing, mode="replicate"))), size)

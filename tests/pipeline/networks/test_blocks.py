@@ -35,15 +35,21 @@ def test_counts_name_the_value_that_is_wrong(bad):
         check_counts(layers=3, filters=bad)
 
 
+class Net:
+    """What a network tells of the images that it takes."""
+
+    spatial_dims, in_channels, minimum_size = 2, 1, 4
+
+
 @pytest.mark.parametrize("shape", [(8, 8), (1, 8, 8), (1, 2, 8, 8), (1, 1, 8, 8, 8)])
 def test_image_shapes_are_checked(shape):
     with pytest.raises(ValueError, match=r"Net expects images of shape \(batch, 1, height, width\), got \("):
-        check_images("Net", torch.zeros(shape), 2, 1, 4, "less")
+        check_images(Net(), torch.zeros(shape), "less")
 
 
 def test_small_images_are_refused_with_the_smallest_size_and_a_hint():
     with pytest.raises(ValueError, match=r"at least 4 along every spatial axis, got \(8, 3\); use .* or fewer levels"):
-        check_images("Net", torch.zeros(1, 1, 8, 3), 2, 1, 4, "fewer levels")
+        check_images(Net(), torch.zeros(1, 1, 8, 3), "fewer levels")
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
