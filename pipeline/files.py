@@ -66,6 +66,20 @@ class NotWrittenError(OSError):
         return f"{self.path} could not be written: {why}"
 
 
+def came_of(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and what it came of, whether that was said or not."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        yield error
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether an error came of a disk that takes no more."""
+    return any(isinstance(one, OSError) and one.errno in NO_ROOM for one in came_of(error))
+
+
 def not_written(path: str | Path, error: BaseException) -> NotWrittenError | None:
     """What the disk under a file has to do with an error that came up while it was written; None if it has nothing.
 
@@ -76,15 +90,13 @@ def not_written(path: str | Path, error: BaseException) -> NotWrittenError | Non
         error: the error.
     """
     path = Path(path)
-    seen: BaseException | None = error
-    while seen is not None:
+    for seen in came_of(error):
         if isinstance(seen, NotWrittenError):
             return seen
         if isinstance(seen, OSError) and seen.errno in NO_ROOM | NO_ENTRY:
             told = None if seen.filename is None else Path(os.fsdecode(seen.filename))
             if told is None or told == path.parent or path.parent in told.parents or told in path.parents:
                 return NotWrittenError(path, seen.errno)
-        seen = seen.__cause__ or seen.__context__
     if not isinstance(error, Exception) or _free(path.parent) >= LITTLE:
         return None
     return NotWrittenError(path, errno.ENOSPC)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from pipeline.label_app.limits import LARGEST_JSON, is_name, one_line
+from pipeline.label_app.listening import is_loopback
 from pipeline.label_app.proxy import ProxyError, decoded
 
 __all__ = ["Guard", "is_name", "read_token"]
@@ -173,7 +173,8 @@ class Guard:
                 return 401, "this is not the server's token"
             return None
         # A page of another site whose name is made to point to this machine shows in the header Host.
-        if not self._others and not (_is_here((scope.get("client") or ("127.0.0.1",))[0]) and _is_here(_name(host))):
+        client = (scope.get("client") or ("127.0.0.1",))[0]
+        if not self._others and not (is_loopback(client) and is_loopback(_name(host))):
             return 403, "without a token this server serves its own machine only; start it with --conf token_file FILE"
         return None
 
@@ -184,17 +185,6 @@ def _name(host: str) -> str:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return ""
-
-
-def _is_here(host: str) -> bool:
-    """Whether an address is that of this machine itself."""
-    if host == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def _too_large(largest: int) -> str:

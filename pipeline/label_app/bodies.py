@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, BinaryIO, NamedTuple
@@ -13,9 +12,6 @@ from starlette.requests import ClientDisconnect
 
 from pipeline.label_app.limits import LARGEST_JSON, is_name, one_line, read_object
 from pipeline.label_app.uploads import VolumeFileError
-
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""What the system says where there is no room for a file."""
 
 
 class Sent(NamedTuple):
@@ -109,14 +105,3 @@ def refusing(status: int) -> Iterator[None]:
         raise HTTPException(422, one_line(error, 500)) from None
     except ValueError as error:
         raise HTTPException(status, one_line(error, 500)) from None
-
-
-def no_room(error: BaseException | None) -> bool:
-    """Whether an error, or what it came of, is that the disk is full."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, OSError) and error.errno in FULL:
-            return True
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return False

@@ -32,6 +32,7 @@ from monailabel.utils.others.generic import file_checksum, get_mime_type
 
 from pipeline.files import replacing
 from pipeline.label_app.bodies import file_of, form_of, object_in
+from pipeline.label_app.infer import keep_previous
 from pipeline.label_app.limits import one_line
 from pipeline.label_app.proxy import ProxyError, allowed_path, allowed_query, fetch
 from pipeline.label_app.stored import (
@@ -50,9 +51,6 @@ from pipeline.models import Model
 
 MOST_LINES = 10_000
 """Of the log, that one answer has."""
-
-KEPT_MODELS = "previous"
-"""Folder beside the weights, for those that were there before."""
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +171,7 @@ class Models:
     def remove(self, model: Text, user: IsAdmin) -> Any:
         """Take the weights out of use; they are kept."""
         path = self._weights(model)
-        _keep_model(path)
+        keep_previous(path)
         path.unlink()
         logger.info("the weights of %s were taken out of use by %s", model, user.username)
         return {}
@@ -188,7 +186,7 @@ class Models:
                 text = text.replace(str(new), "the file").replace(new.name, "the file")
                 raise HTTPException(422, f"this is no model that can be used, the one in use stays: {text}") from None
             if path.is_file():
-                _keep_model(path)
+                keep_previous(path)
             with replacing(path) as beside:
                 shutil.copyfile(new, beside)
         logger.info("the weights of %s were replaced by %s", model, user)
@@ -210,13 +208,6 @@ class Models:
         if not path.is_file():
             raise HTTPException(404, f"the bundle {model!r} has no weights")
         return path
-
-
-def _keep_model(path: Path) -> None:
-    """Keep the weights of before, by the time that they are of."""
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
-    with replacing(path.parent / KEPT_MODELS / f"{path.stem}-{stamp}{path.suffix}") as kept:
-        shutil.copy2(path, kept)
 
 
 def _register_proxy(router: APIRouter, app: Any) -> None:

@@ -17,8 +17,8 @@ from monailabel.config import settings
 from monailabel.interfaces.exception import MONAILabelException
 from starlette.requests import ClientDisconnect
 
+from pipeline.files import no_room
 from pipeline.label_app.access import Guard
-from pipeline.label_app.bodies import no_room
 from pipeline.label_app.endpoints import make_other_routes
 from pipeline.label_app.health import LIVE, READY, Health
 from pipeline.label_app.journal import Journal

@@ -6,8 +6,10 @@ import errno
 import json
 import logging
 import os
+import shutil
 import tempfile
 import threading
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from monailabel.utils.others.generic import name_to_device
 from pipeline.bundle import check_image_size
 from pipeline.bundle import device as torch_device
 from pipeline.errors import first_cause
+from pipeline.files import replacing
 from pipeline.inference import derivation
 from pipeline.inference.comparison import DIFFERENCES_KEY
 from pipeline.io import WRITABLE, write_image, write_series
@@ -37,6 +40,19 @@ SERIES_SUFFIX = ".dcm"
 """What a client asks for to be given the derived DICOM series, of an image of a DICOM server: its files in a zip."""
 
 logger = logging.getLogger(__name__)
+
+
+def keep_previous(weights: Path, *others: str) -> None:
+    """Keep weights that will be replaced in the folder ``previous`` beside them, by the time that they are of.
+
+    Args:
+        weights: the file.
+        others: names of files beside it that are kept with it, where they are there.
+    """
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(weights.stat().st_mtime))
+    for path in filter(Path.is_file, (weights, *map(weights.with_name, others))):
+        with replacing(path.parent / "previous" / f"{path.stem}-{stamp}{path.suffix}") as kept:
+            shutil.copy2(path, kept)
 
 
 def wants_series(asked: Any) -> bool:

@@ -13,13 +13,14 @@ DEFAULT_HOST = "0.0.0.0"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that listens on a host."""
+    """Whether a host is this machine, and nobody else reaches it there."""
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        address = ipaddress.ip_address(host.strip("[]"))
     except ValueError:
         return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def auth_is_off(value: Any) -> bool:

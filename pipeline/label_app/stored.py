@@ -5,11 +5,13 @@ Like `pipeline.label_app.endpoints`, it answers in place of MONAI Label's own ro
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
 import os
 import re
+import shutil
 import tempfile
 import zipfile
 from collections import deque
@@ -216,16 +218,17 @@ class Images:
             pairs = self.app.datastore().datalist()[:limit_cases]
         if not pairs:
             raise HTTPException(404, "the studies have no pairs")
-        descriptor, path = tempfile.mkstemp(suffix=".zip", dir=self.uploads.folder)
+        folder = Path(tempfile.mkdtemp(dir=self.uploads.folder))
+        path = folder / "dataset.zip"
         try:
-            with os.fdopen(descriptor, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+            with zipfile.ZipFile(path, "w") as archive:
                 for pair in pairs:
                     for kind, volume in pair.items():
                         archive.write(volume, f"{kind}/{os.path.basename(volume)}")
         except BaseException:
-            os.unlink(path)
+            shutil.rmtree(folder)
             raise
-        return PassingResponse(path, media_type="application/zip", filename="dataset.zip")
+        return FolderResponse(path, folder, media_type="application/zip", filename=path.name)
 
     def _update(self, about: dict[str, Any], user: User, image: str, tag: str | None = None) -> Any:
         self._known(image)
@@ -273,16 +276,34 @@ class Images:
             raise HTTPException(400, "the studies are those of a DICOM server: change them there")
 
 
-class PassingResponse(FileResponse):
-    """Sends a file that is gone afterwards, whatever becomes of the client and whatever part of it is asked for."""
+class FolderResponse(FileResponse):
+    """Sends a file out of a folder, which is gone afterwards, whatever becomes of the client.
+
+    Args:
+        path: of the file.
+        folder: that it lies in.
+        kwargs: see ``FileResponse``.
+    """
+
+    def __init__(self, path: str | Path, folder: Path, **kwargs: Any) -> None:
+        super().__init__(path, **kwargs)
+        self._folder = folder
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Send, and clean up."""
+        """Send, and clean up before the last byte: whoever has the answer knows that nothing else is left of it."""
+
+        async def clean_up() -> None:
+            await asyncio.shield(run_in_threadpool(shutil.rmtree, self._folder, ignore_errors=True))
+
+        async def send_and_clean_up(message: Message) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                await clean_up()
+            await send(message)
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send_and_clean_up)
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.path)
+            await clean_up()
 
 
 class Sessions:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +18,7 @@ from pipeline.bundle import CONFIG_FILE
 from pipeline.errors import first_cause
 from pipeline.files import replacing
 from pipeline.io import name_of
-from pipeline.label_app.infer import WEIGHTS, request_device
+from pipeline.label_app.infer import WEIGHTS, keep_previous, request_device
 from pipeline.label_app.uploads import DEFAULT_LIMIT, check_volume
 from pipeline.metrics.catalogue import names_in
 from pipeline.models import MODEL, Model, file_digest
@@ -87,8 +86,9 @@ class Publisher:
         state = engine.state
         metrics = {name: float(value) for name, value in state.best_metrics.items()}
         if state.best_epoch == state.epoch:
-            if not self._set_aside:
-                self._keep_previous()
+            if not self._set_aside and self.target.is_file():
+                self._started_from = file_digest(self.target)
+                keep_previous(self.target, CONFIG_FILE, PROVENANCE_FILE)
             self._set_aside = True
             provenance = {
                 "file": self.target.name,
@@ -114,18 +114,6 @@ class Publisher:
                 "best_metrics": metrics,
             }
             path.write_text(json.dumps(content) + "\n")
-
-    def _keep_previous(self) -> None:
-        if not self.target.is_file():
-            return
-        self._started_from = file_digest(self.target)
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(self.target.stat().st_mtime))
-        for name in (self.target.name, CONFIG_FILE, PROVENANCE_FILE):
-            path = self.target.with_name(name)
-            if path.is_file():
-                kept = path.parent / "previous" / f"{path.stem}-{stamp}{path.suffix}"
-                kept.parent.mkdir(exist_ok=True)
-                shutil.copy2(path, kept)
 
 
 class TranslationTrainTask(BundleTrainTask):

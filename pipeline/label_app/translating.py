@@ -9,22 +9,20 @@ import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi import APIRouter, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 from monailabel.config import settings
-from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.endpoints.user.auth import User
 from monailabel.utils.others.generic import get_mime_type
-from pydantic import StringConstraints
 from requests_toolbelt import MultipartEncoder
 
-from pipeline.label_app.access import Message
 from pipeline.label_app.bodies import Sent, file_of, form_of, name_in, object_of, refusing
 from pipeline.label_app.journal import CLIENT_CLOSED_REQUEST, request_id
-from pipeline.label_app.stored import session_image
+from pipeline.label_app.stored import FolderResponse, IsUser, Text, session_image
 from pipeline.label_app.uploads import Uploads
 from pipeline.label_app.worker import (
     CancelledTranslationError,
@@ -34,9 +32,6 @@ from pipeline.label_app.worker import (
     TakenIdError,
     TranslationQueue,
 )
-
-CurrentUser = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
-Text = Annotated[str, StringConstraints(max_length=200)]
 
 
 def make_router(app: Any, uploads: Uploads) -> APIRouter:
@@ -51,7 +46,7 @@ def make_router(app: Any, uploads: Uploads) -> APIRouter:
     @router.post("/infer/{model}", summary="Translate a volume")
     async def translate(
         request: Request,
-        user: CurrentUser,
+        user: IsUser,
         model: Text,
         image: Text = "",
         session_id: Text = "",
@@ -93,7 +88,7 @@ def make_router(app: Any, uploads: Uploads) -> APIRouter:
                 await asyncio.shield(run_in_threadpool(shutil.rmtree, folder, ignore_errors=True))
 
     @router.get("/queue", summary="Translations that wait or run, with their places and progress")
-    def show_queue(user: CurrentUser) -> dict[str, Any]:
+    def show_queue(user: IsUser) -> dict[str, Any]:
         translations = []
         for job, about in app.queue.describe():
             translations.append(about if _may_change(job, user) else {**about, "id": None})
@@ -106,14 +101,14 @@ def make_router(app: Any, uploads: Uploads) -> APIRouter:
         }
 
     @router.get("/queue/{id}", summary="A translation's place and progress")
-    def show_job(id: str, user: CurrentUser) -> dict[str, Any]:  # noqa: A002
+    def show_job(id: str, user: IsUser) -> dict[str, Any]:  # noqa: A002
         for job, about in app.queue.describe():
             if job.id == id and _may_change(job, user):
                 return about
         raise _unknown(id)
 
     @router.delete("/queue/{id}", summary="Cancel a translation that waits or runs")
-    def cancel(id: str, user: CurrentUser) -> dict[str, Any]:  # noqa: A002
+    def cancel(id: str, user: IsUser) -> dict[str, Any]:  # noqa: A002
         job = app.queue.find(id)
         if job is None or not _may_change(job, user):
             raise _unknown(id)
@@ -121,36 +116,6 @@ def make_router(app: Any, uploads: Uploads) -> APIRouter:
         return {"id": id, "state": "cancelled"}
 
     return router
-
-
-class FolderResponse(FileResponse):
-    """Sends a file out of a folder, which is gone afterwards, whatever becomes of the client.
-
-    Args:
-        path: of the file.
-        folder: that it lies in.
-        kwargs: see ``FileResponse``.
-    """
-
-    def __init__(self, path: str, folder: Path, **kwargs: Any) -> None:
-        super().__init__(path, **kwargs)
-        self._folder = folder
-
-    async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
-        """Send, and clean up before the last byte: whoever has the answer knows that nothing else is left of it."""
-
-        async def clean_up() -> None:
-            await asyncio.shield(run_in_threadpool(shutil.rmtree, self._folder, ignore_errors=True))
-
-        async def send_and_clean_up(message: Message) -> None:
-            if message["type"] == "http.response.body" and not message.get("more_body"):
-                await clean_up()
-            await send(message)
-
-        try:
-            await super().__call__(scope, receive, send_and_clean_up)
-        finally:
-            await clean_up()
 
 
 def _asked(wanted: Mapping[str, Any], model: str, image: str, session_id: str, file: Sent | None) -> dict[str, Any]:
