@@ -20,6 +20,7 @@ from monai.transforms import MapTransform, Randomizable, Transform
 from monai.utils import convert_to_dst_type, convert_to_tensor, ensure_tuple_rep
 
 from transforms.displacement import Deformation, deform, true_displacement
+from transforms.scale import BACKGROUND
 
 __all__ = ["MAX_NOISE_LEVEL", "NOISE_KINDS", "DeformationNoise", "RandDeformationNoised"]
 
@@ -66,7 +67,7 @@ class DeformationNoise(Randomizable, Transform):
         spatial_dims: int = 2,
         control_cells: int | Sequence[int] = 4,
         amplitude: float = 0.03,
-        background: float = -1.0,
+        background: float = BACKGROUND,
     ) -> None:
         if isinstance(level, bool) or not isinstance(level, (int, float)) or not 0 <= level <= MAX_NOISE_LEVEL:
             raise ValueError(f"noise_level must lie in [0, {MAX_NOISE_LEVEL:g}], got {level!r}")
@@ -212,7 +213,7 @@ class RandDeformationNoised(Randomizable, MapTransform):
         part: Sequence[int] = (0, 1),
         control_cells: int | Sequence[int] = 4,
         amplitude: float = 0.03,
-        background: float = -1.0,
+        background: float = BACKGROUND,
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)

@@ -18,6 +18,8 @@ import torch
 from monai.transforms.utils import create_rotate
 from torch.nn import functional as F
 
+from transforms.scale import BACKGROUND
+
 __all__ = ["Deformation", "deform", "true_displacement"]
 
 INVERSION_STEPS = 15  # a contraction: at level 5 nothing but rounding is left after ten
@@ -85,7 +87,7 @@ class Deformation:
         return cls(np.zeros((batch, angles)), np.zeros((batch, spatial_dims)), np.ones(batch))
 
 
-def deform(image: torch.Tensor, deformation: Deformation, background: float = -1.0) -> torch.Tensor:
+def deform(image: torch.Tensor, deformation: Deformation, background: float = BACKGROUND) -> torch.Tensor:
     """Apply deformations to a batch of images in one linear resampling.
 
     Args:

@@ -26,6 +26,7 @@ from pipeline.errors import innermost_cause
 from pipeline.files import cores
 from pipeline.io import name_of
 from transforms import CROPPED_KEY, DESCRIPTION_KEY, REMARKS_KEY, WINDOW_KEY, extract_slices, foreground_shares
+from transforms.scale import BACKGROUND
 
 __all__ = ["Pair", "PairDataset"]
 
@@ -68,8 +69,7 @@ class PairDataset(Dataset):
         transform: loads and preprocesses a pair to volumes ``(1, H, W, D)`` in [-1, 1], the same way each time. The
             label's ``meta["intensity_window"]`` (written by the scaling transforms) is kept for `target_window`.
         slice_axis: spatial axis (0, 1 or 2) that counts the slices.
-        min_foreground: least share, in [0, 1], of a slice's label that lies above ``background``; others are empty.
-        background: intensity at and below which a pixel counts as background.
+        min_foreground: least share, in [0, 1], of a slice's label that lies above the background; others are empty.
         slice_transform: applied to an item's dictionary whenever it is asked for (random augmentation, say); `clean` is
             without it.
         num_workers: threads that preprocess volumes, by default one for each core; 0 works in the calling thread.
@@ -99,7 +99,6 @@ class PairDataset(Dataset):
         transform: Callable[[dict[str, Any]], Any],
         slice_axis: int = 2,
         min_foreground: float = 0.05,
-        background: float = -1.0,
         slice_transform: Callable[[dict[str, Any]], Any] | None = None,
         num_workers: int | None = None,
         progress: bool = True,
@@ -120,7 +119,6 @@ class PairDataset(Dataset):
             raise ValueError(f"min_foreground must lie in [0, 1], got {min_foreground}")
         self.slice_axis = slice_axis
         self.min_foreground = min_foreground
-        self.background = background
         self.slice_transform = slice_transform
         self.misalignment: Callable[[dict[str, Any], int], dict[str, Any]] | None = None
         self._seed: int | None = None
@@ -137,7 +135,7 @@ class PairDataset(Dataset):
             raise ValueError(f"slices must agree in size, found {found}: resample them to one spatial_size")
         if not any(pair.indices for pair in self.pairs):
             raise ValueError(
-                f"no slice has at least {self.min_foreground:.0%} of its pixels above {self.background:g} in "
+                f"no slice has at least {self.min_foreground:.0%} of its pixels above {BACKGROUND:g} in "
                 f"{'; '.join(pair.name for pair in self.pairs)}: lower min_foreground or check the scaling"
             )
         empty = [pair for pair in self.pairs if not pair.indices]
@@ -265,7 +263,7 @@ class PairDataset(Dataset):
         digests = [report.digest for report in inspect_all(paths).values()]
         if len(paths) < 2 + ("mask" in item) or not all(digests):
             return None
-        return VolumeStore.key(digests, self._made_by, self.slice_axis, self.background)
+        return VolumeStore.key(digests, self._made_by, self.slice_axis)
 
     def _preprocess(
         self, name: str, item: Mapping[str, Any], transform: Callable[[dict[str, Any]], Any]
@@ -290,7 +288,7 @@ class PairDataset(Dataset):
             "window": None if window is None else [float(value) for value in window],
             "description": None if None in described.values() else described,
             "lost": max(float(meta.get(CROPPED_KEY, 0.0)) for meta in metas.values()),
-            "shares": foreground_shares(label, self.slice_axis, self.background).tolist(),
+            "shares": foreground_shares(label, self.slice_axis).tolist(),
             "remarks": {key: list(meta.get(REMARKS_KEY, [])) for key, meta in metas.items()},
         }
         return extract_slices(image, self.slice_axis), extract_slices(label, self.slice_axis), about

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from pipeline.files import folder_beside, not_written, put_in_place, remove_leftovers, verify_zip
 from pipeline.inference.onnx import OnnxError, OnnxNetwork
 from pipeline.inference.seal import PLACEHOLDER, SEAL, seal
-from pipeline.inference.slices import BACKGROUND
 from pipeline.io import read_image
 from pipeline.models import encode_recipe
 from pipeline.networks.blocks import EPSILON, InstanceNorm
 from pipeline.translators import Translator
+from transforms.scale import BACKGROUND
 
 FORMATS = {".ts": "TorchScript", ".onnx": "ONNX", ".pt2": "torch.export"}
 """What a file's suffix asks for."""

@@ -10,8 +10,7 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
-BACKGROUND = -1.0
-"""What scaling to [-1, 1] makes of the background, exactly."""
+from transforms.scale import BACKGROUND
 
 
 class ForegroundSliceInferer(Inferer):
