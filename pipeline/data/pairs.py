@@ -32,11 +32,16 @@ __all__ = ["Pair", "PairDataset"]
 
 Self = TypeVar("Self", bound="PairDataset")
 UNIT = 5.0
-"""From which factor on the range of a target is another unit's."""
+"""From which factor on the range of a target is another unit's, see `is_other_unit`."""
 SILENCE = 5.0
 """Seconds after which the preprocessing begins to say how far it is."""
 
 logger = logging.getLogger(__name__)
+
+
+def is_other_unit(width: float, usual: float) -> bool:
+    """Whether a range of intensities is so much wider or narrower than usual that they must be in another unit."""
+    return max(width, usual) > UNIT * min(width, usual)
 
 
 @dataclass
@@ -166,7 +171,7 @@ class PairDataset(Dataset):
         known = [width for width in widths if width is not None]
         middle = float(np.median(known)) if known else 0.0
         for pair, width in zip(self.pairs, widths, strict=True):
-            if width is not None and max(width, middle) > UNIT * min(width, middle):
+            if width is not None and is_other_unit(width, middle):
                 low, high = pair.window or (0.0, 0.0)
                 logger.warning(
                     "%s: the target's intensities range from %.4g to %.4g, %.3g times the range that the targets have "

@@ -67,11 +67,6 @@ def leave_processes() -> None:
         dist.destroy_process_group()
 
 
-def is_first() -> bool:
-    """Whether this process is the one that writes files and speaks; the only one always is."""
-    return idist.get_rank() == 0
-
-
 def part_of_batch(batch_size: int, processes: int) -> int:
     """Of a batch, how much each process has.
 

@@ -14,6 +14,7 @@ from monai.transforms import Orientation
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
+from pipeline.data.pairs import is_other_unit
 from pipeline.inference.translation import Translation
 from pipeline.io import AFFINE_KEY, name_of, read_image
 from pipeline.metrics import foreground_mask, mae, nmae, psnr, ssim
@@ -21,8 +22,6 @@ from transforms import REMARKS_KEY, WINDOW_KEY
 
 SSIM_WINDOW = 7
 """Width of the structural similarity's window in voxels; along a shorter axis, the greatest odd number that fits."""
-UNIT = 5.0
-"""From which factor on the range of a target is another unit's."""
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +81,7 @@ def _compare_window(path: str, meta: Mapping[str, Any], data_range: float) -> No
     for remark in meta.get(REMARKS_KEY, []):
         logger.warning("%s: %s", path, remark)
     low, high = meta[WINDOW_KEY]
-    if max(high - low, data_range) > UNIT * min(high - low, data_range):
+    if is_other_unit(high - low, data_range):
         logger.warning(
             "%s: its intensities range from %.4g to %.4g, and the model's target window is %.4g wide: is it in another "
             "unit? All scores of it are of that difference",

@@ -9,7 +9,6 @@ from pipeline.io.reading import (
     files_of,
     image_name,
     read_image,
-    read_series,
     shape_in_file,
     split_series,
 )
@@ -35,7 +34,6 @@ __all__ = [
     "image_name",
     "name_of",
     "read_image",
-    "read_series",
     "shape_in_file",
     "split_series",
     "write_image",

@@ -14,7 +14,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from pipeline.io.dicom import Series, choose_series, find_series, holds_dicom, name_for_files, read_raw
+from pipeline.io.dicom import choose_series, find_series, holds_dicom, name_for_files, read_raw
 from pipeline.io.formats import READABLE, READERS, ImageError, Raw, check_regular, name_of, suffix_of
 from transforms import MASK_KEY
 
@@ -74,12 +74,6 @@ def read_image(path: str | os.PathLike[str], series: str | None = None) -> MetaT
         name = name_for_files(place, chosen, sum(one.image for one in every) > 1)
         return _as_image(path, read_raw(chosen), name)
     return _as_image(place, READERS[suffix_of(place, READABLE)](place))
-
-
-def read_series(series: Series) -> MetaTensor:
-    """Read a DICOM series that was found before; see `read_image`."""
-    place = series.files[0] if len(series.files) == 1 else series.files[0].parent
-    return _as_image(place, read_raw(series), name_for_files(place, series, False))
 
 
 def image_name(image: MetaTensor) -> str:

@@ -30,7 +30,6 @@ from transforms import foreground_mask
 GOOD, DOUBTFUL, FAILED = "good", "doubtful", "failed"
 MARGIN = 5.0
 """What cropping leaves around the mask, in mm."""
-RECORD = "case.json"
 
 
 @dataclass(frozen=True)

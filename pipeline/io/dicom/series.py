@@ -119,7 +119,7 @@ def find_series(path: str | os.PathLike[str], faults: list[str] | None = None) -
             faults.append(str(error))
             continue
         if not _is_dicomdir(header):
-            found.setdefault(_text(header, "SeriesInstanceUID"), []).append((file, header))
+            found.setdefault(text_of(header, "SeriesInstanceUID"), []).append((file, header))
     if not found:
         raise ImageError("holds no DICOM file" if path.is_dir() else "is a DICOMDIR that names no file")
     series = [_series(uid, members) for uid, members in found.items()]
@@ -175,28 +175,29 @@ def _list(series: Sequence[Series]) -> str:
 
 def _series(uid: str, members: Sequence[tuple[Path, Dataset]]) -> Series:
     _, first = members[0]
-    identity = "|".join(filter(None, (_text(first, "PatientName"), _text(first, "PatientBirthDate"))))
-    number = _text(first, "SeriesNumber")
+    identity = "|".join(filter(None, (text_of(first, "PatientName"), text_of(first, "PatientBirthDate"))))
+    number = text_of(first, "SeriesNumber")
     return Series(
         uid=uid,
-        study_uid=_text(first, "StudyInstanceUID"),
-        description=_text(first, "SeriesDescription"),
-        modality=_text(first, "Modality"),
+        study_uid=text_of(first, "StudyInstanceUID"),
+        description=text_of(first, "SeriesDescription"),
+        modality=text_of(first, "Modality"),
         number=int(float(number)) if re.fullmatch(r"[+-]?\d+(\.0*)?", number) else None,
-        count=sum(int(_text(header, "NumberOfFrames") or 1) for _, header in members),
+        count=sum(int(text_of(header, "NumberOfFrames") or 1) for _, header in members),
         files=tuple(file for file, _ in members),
-        patient=_text(first, "PatientID") or identity,
+        patient=text_of(first, "PatientID") or identity,
         image=any(_is_image(header) for _, header in members),
     )
 
 
 def _is_image(header: Dataset) -> bool:
     # By its class, so that an image without pixels is a fault and not something else.
-    name = UID(_text(header, "SOPClassUID")).name
+    name = UID(text_of(header, "SOPClassUID")).name
     return "Rows" in header or ("Image Storage" in name and "Softcopy" not in name)
 
 
-def _text(header: Dataset, keyword: str) -> str:
+def text_of(header: Dataset, keyword: str) -> str:
+    """An attribute as a text, "" where it is not there."""
     value = header.get(keyword)
     return "" if value is None else str(value).strip(" \0")
 
@@ -210,12 +211,12 @@ def _header(file: Path, which: str) -> Dataset:
         if force and not _looks_like_dicom(file):
             raise ImageError(f"{which}is no DICOM file")
         header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*_TAGS], force=force)
-        _ = [_text(header, name) for name in _TAGS]  # values are decoded when they are asked for
+        _ = [text_of(header, name) for name in _TAGS]  # values are decoded when they are asked for
     except ImageError:
         raise
     except Exception as error:  # pydicom raises whatever a damaged file leads to
         raise ImageError(f"{which}has a damaged DICOM header ({type(error).__name__})") from error
-    missing = [name for name in ("SOPClassUID", "SeriesInstanceUID") if not _text(header, name)]
+    missing = [name for name in ("SOPClassUID", "SeriesInstanceUID") if not text_of(header, name)]
     if missing and not _is_dicomdir(header):
         raise ImageError(f"{which}has a DICOM header that is cut short or does not say what it is (no {missing[0]})")
     return header
@@ -313,7 +314,7 @@ def name_for_files(place: Path, series: Series, several: bool) -> str:
     number = "" if series.number is None else str(series.number)
     name = place.stem if place.is_file() else place.resolve().name
     header = pydicom.dcmread(series.files[0], stop_before_pixels=True, specific_tags=[*_PERSONAL], force=True)
-    personal = re.findall(r"\w{3,}", " ".join(_text(header, tag) for tag in _PERSONAL).lower().replace("_", " "))
+    personal = re.findall(r"\w{3,}", " ".join(text_of(header, tag) for tag in _PERSONAL).lower().replace("_", " "))
     if not name or any(word in name.lower() for word in personal):
         return f"series{number}-{hashlib.sha256(series.uid.encode()).hexdigest()[:8]}"
     return f"{name}_series{number}" if several else name

@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from pipeline.io.dicom.quiet import quiet
-from pipeline.io.dicom.series import Series, shown_below
+from pipeline.io.dicom.series import Series, shown_below, text_of
 from pipeline.io.formats import ImageError, Raw
 
 SOURCE_KEY = "dicom_source"
@@ -130,16 +130,11 @@ def _sound_frames(series: Series, root: Path) -> list[_Frame]:
         which = f"holds {shown}, which " if shown else ""
         header = _read_whole(file, which)
         names = ("SOPInstanceUID", *_SHARED)
-        about.append((shown, {name: _text(header, name) for name in names} | {"localizer": _localizer(header)}))
+        about.append((shown, {name: text_of(header, name) for name in names} | {"localizer": _localizer(header)}))
         _check_pixels(header, which)
         frames += _frames(header, file, shown)
     _check_shared(about)
     return frames
-
-
-def _text(header: Dataset, keyword: str) -> str:
-    value = header.get(keyword)
-    return "" if value is None else str(value).strip(" \0")
 
 
 def _which(frame: _Frame) -> str:
@@ -167,7 +162,7 @@ def _check_pixels(header: Dataset, which: str) -> None:
             f"{which}has the transfer syntax {UID(syntax).name}{'' if UID(syntax).name == syntax else f' ({syntax})'}, "
             "which cannot be read; expected plain, deflated, RLE, JPEG, JPEG-LS or JPEG 2000"
         )
-    colour, samples = _text(header, "PhotometricInterpretation"), int(header.get("SamplesPerPixel") or 1)
+    colour, samples = text_of(header, "PhotometricInterpretation"), int(header.get("SamplesPerPixel") or 1)
     if samples != 1 or colour != "MONOCHROME2":
         why = "its greys are inverted" if colour == "MONOCHROME1" else f"it has {samples} channel(s)"
         raise ImageError(f"{which}has PhotometricInterpretation {colour or 'unsaid'}, expected MONOCHROME2: {why}")
@@ -250,7 +245,7 @@ def _frames(header: Dataset, file: Path, shown: str) -> list[_Frame]:
         values = "PixelValueTransformationSequence"
         slope = number(index, values, "RescaleSlope", np.nan)
         intercept, kind = number(index, values, "RescaleIntercept", np.nan), find(index, values, "RescaleType")
-        if _text(header, "Modality") == "CT":
+        if text_of(header, "Modality") == "CT":
             if not np.isfinite([slope, intercept]).all():
                 raise ImageError(
                     f"{which}is CT and does not say how its values become HU (RescaleSlope, RescaleIntercept)"
