@@ -14,6 +14,7 @@ from monai.utils import set_determinism
 from pipeline.ending import command
 from pipeline.errors import first_cause
 from pipeline.inference.export import FORMATS, TOLERANCE, Exporter
+from pipeline.workflow import ConfigWorkflow
 
 CONFIGS = Path(__file__).resolve().parent.parent / "bundles" / "reggan" / "configs"
 EPILOG = f"""\
@@ -78,7 +79,7 @@ def find_config(name: str) -> Path:
     """
     for path in (Path(name), CONFIGS / name):
         if path.is_file():
-            return path
+            return path.resolve()
     raise FileNotFoundError(f"config {name} is neither a file nor in {CONFIGS}")
 
 
@@ -91,7 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.image is not None:
             settings["image"] = str(options.image)
         chain = [find_config(name) for name in ("inference.json", *options.overlays)]
-        exporter = Exporter(chain, options.checkpoint, CONFIGS / "metadata.json", settings)
+        fixed = {"checkpoint": str(options.checkpoint), "device": "cpu"}
+        exporter = Exporter(ConfigWorkflow(chain, **{**settings, **fixed}))
         slices = exporter.slices()
         for path in options.outputs:
             differences = exporter.export(path, slices, options.force)

@@ -7,13 +7,12 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
 from monai.data import save_net_with_metadata
 from monai.transforms import Compose
 from monai.utils import optional_import
@@ -44,10 +43,7 @@ class Exporter:
     """A trained network, and all that its exports are made of and compared with.
 
     Args:
-        config_files: ``inference.json``, and what it is stacked with.
-        checkpoint: the model.
-        metadata_file: the bundle's ``metadata.json``.
-        settings: further entries of the config by their ids, such as ``{"image": "volume.nii.gz"}``.
+        workflow: a `pipeline.workflow.ConfigWorkflow` of ``inference.json``, and what it is stacked with, on the CPU.
 
     Attributes:
         network: the trained network, in evaluation mode on the CPU.
@@ -59,22 +55,14 @@ class Exporter:
         RuntimeError: caused by a ModelError if the model cannot be read or contradicts a setting.
     """
 
-    def __init__(
-        self,
-        config_files: Sequence[str | Path],
-        checkpoint: str | Path,
-        metadata_file: str | Path,
-        settings: Mapping[str, Any] | None = None,
-    ) -> None:
-        self._parser = ConfigParser()
-        self._parser.read_config([str(path) for path in config_files])
-        self._parser.read_meta(str(metadata_file))
-        self._parser.update({**(settings or {}), "checkpoint": str(checkpoint), "device": "cpu"})
-        self.network: Translator = self._parser.get_parsed_content("network").eval()
+    def __init__(self, workflow: Any) -> None:
+        self._workflow = workflow
+        self.network: Translator = workflow.part("network").eval()
+        model = workflow.part("model")
         if not isinstance(self.network, Translator):
-            raise OnnxError(f"{checkpoint} is an export already; give the model.pt that it was made of")
-        self.recipe = self._parser.get_parsed_content("model").recipe
-        meta = self._parser.config[self._parser.meta_key]
+            raise OnnxError(f"{model.path} is an export already; give the model.pt that it was made of")
+        self.recipe = model.recipe
+        meta = workflow.parser.config[workflow.parser.meta_key]
         self.metadata: dict[str, Any] = {
             "name": meta["name"],
             "version": meta["version"],
@@ -91,7 +79,7 @@ class Exporter:
         Returns:
             (B, C, *spatial) in [-1, 1].
         """
-        [first, *_] = self._parser.get_parsed_content("volumes")
+        [first, *_] = self._workflow.part("volumes")
         steps = [self.recipe.scaling("source", "image"), *self.recipe.spatial_preprocessing("image").transforms]
         image = read_image(first["image"])
         volume = Compose(steps)({"image": image})["image"].as_tensor()

@@ -22,6 +22,7 @@ from pipeline.errors import first_cause
 from pipeline.inference import Exporter, ExportError, OnnxError, OnnxNetwork
 from pipeline.inference.seal import PLACEHOLDER, SEAL, seal, verify_seal
 from pipeline.models import ContradictionError, Model, ModelError, Recipe
+from pipeline.workflow import ConfigWorkflow
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "bundles" / "reggan" / "configs"
@@ -37,6 +38,10 @@ def main():
     return module.main
 
 
+def exporter_of(checkpoint, settings):
+    return Exporter(ConfigWorkflow(["inference.json"], checkpoint=str(checkpoint), device="cpu", **settings))
+
+
 @pytest.fixture(scope="session")
 def settings(dataset_dir):
     return {"image": str(dataset_dir / "images" / "d.nii.gz")}
@@ -44,7 +49,7 @@ def settings(dataset_dir):
 
 @pytest.fixture(scope="session")
 def exporter(trained_run, settings):
-    return Exporter([CONFIGS / "inference.json"], trained_run / "model.pt", CONFIGS / "metadata.json", settings)
+    return exporter_of(trained_run / "model.pt", settings)
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +115,7 @@ def other_backbone(request, settings, dataset_dir, tmp_path_factory):
     network = parser.get_parsed_content("network_def")
     parser.get_parsed_content("recipe").travel_with(network)
     torch.save(network.inference_state_dict(), folder / "model.pt")
-    return Exporter([CONFIGS / "inference.json"], folder / "model.pt", CONFIGS / "metadata.json", settings)
+    return exporter_of(folder / "model.pt", settings)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -18,6 +18,7 @@ from pipeline.inference import Exporter, Translation
 from pipeline.inference.scoring import translate
 from pipeline.methods import METHODS
 from pipeline.models import ContradictionError, Model, load_checkpoint
+from pipeline.workflow import ConfigWorkflow
 
 from .conftest import CONFIGS, blob, run_chain
 
@@ -138,9 +139,8 @@ def check_everything(run_dir, data, use, tmp_path):
     psnr = 10 * np.log10((WINDOW[1] - WINDOW[0]) ** 2 / (error**2).mean())
     assert float(row["psnr"]) == pytest.approx(psnr, rel=1e-4)
 
-    exporter = Exporter(
-        [CONFIGS / "inference.json"], model, CONFIGS / "metadata.json", {"image": str(source.get_filename())}
-    )
+    settings = {"checkpoint": str(model), "image": source.get_filename(), "device": "cpu"}
+    exporter = Exporter(ConfigWorkflow(["inference.json"], **settings))
     slices = exporter.slices()
     suffixes = [".onnx", ".ts"] + ([] if "NICE" in type(exporter.network).__name__ else [".pt2"])
     for suffix in suffixes:

@@ -21,6 +21,7 @@ from pipeline.inference import Exporter
 from pipeline.models import CheckpointError, ContradictionError, Model, load_strictly
 from pipeline.networks import NICEEncoder, NICEGenerator, PatchDiscriminator, RegistrationNet, ResNetGenerator
 from pipeline.translators import NICETranslator, decode_recipe
+from pipeline.workflow import ConfigWorkflow
 from transforms import ScaleMRIntensityd
 
 ROOT = Path(__file__).parents[2]
@@ -395,8 +396,8 @@ def test_the_file_alone_is_evaluated_exported_and_run_from_onnx(place):
         [row] = csv.DictReader(file)
     assert float(row["mae"]) == pytest.approx(np.abs(translated - label)[label > 1e-2].mean(), rel=1e-4)
 
-    image = {"image": str(place.folder / "T1.nii.gz")}
-    exporter = Exporter([CONFIGS / "inference.json"], place.model, CONFIGS / "metadata.json", image)
+    settings = {"checkpoint": str(place.model), "image": str(place.folder / "T1.nii.gz"), "device": "cpu"}
+    exporter = Exporter(ConfigWorkflow(["inference.json"], **settings))
     for suffix in (".onnx", ".ts"):
         exporter.export(place.folder / f"model{suffix}", exporter.slices())
     place.model = place.folder / "model.onnx"
