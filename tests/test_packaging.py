@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Each room may import those on the floors below it in this list, and itself.
 FLOORS = [
     {"transforms", "pipeline.files", "pipeline.provenance", "pipeline.chain"},
-    {"pipeline.errors", "pipeline.early"},
+    {"pipeline.errors", "pipeline.early", "pipeline.tensors"},
     {
         "pipeline.networks",
         "pipeline.ending",

@@ -8,7 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from pipeline.compat.common import WeightsError
-from pipeline.files import NotWrittenError, UnreadableFileError, load_tensors, save_tensors
+from pipeline.files import NotWrittenError
+from pipeline.tensors import UnreadableFileError, load_tensors, save_tensors
 
 _SAVE_HINT = "save plain weights with torch.save(network.state_dict(), path)"
 

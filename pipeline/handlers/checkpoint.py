@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 
-from pipeline.files import NotWrittenError, remove_leftovers, save_tensors
+from pipeline.files import NotWrittenError, remove_leftovers
 from pipeline.handlers.seeding import random_states, set_random_states
 from pipeline.models import (
     BEST,
@@ -28,6 +28,7 @@ from pipeline.models import (
     refuse_unsound,
 )
 from pipeline.models.resuming import Change
+from pipeline.tensors import save_tensors
 from pipeline.translators import Translator, decode_recipe
 
 logger = logging.getLogger(__name__)

@@ -18,12 +18,13 @@ from monai.transforms import Compose
 from monai.utils import optional_import
 from torch import Tensor, nn
 
-from pipeline.files import folder_beside, not_written, put_in_place, remove_leftovers, verify_zip
+from pipeline.files import folder_beside, not_written, put_in_place, remove_leftovers
 from pipeline.inference.onnx import OnnxError, OnnxNetwork
 from pipeline.inference.seal import PLACEHOLDER, SEAL, seal
 from pipeline.io import read_image
 from pipeline.models import encode_recipe
 from pipeline.networks.blocks import EPSILON, InstanceNorm
+from pipeline.tensors import verify_zip
 from pipeline.translators import Translator
 from transforms.scale import BACKGROUND
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.files import UnreadableFileError, check_finite, load_tensors
 from pipeline.metrics import IntensityMap
 from pipeline.models.errors import ModelError
 from pipeline.models.recipe import Recipe
+from pipeline.tensors import UnreadableFileError, check_finite, load_tensors
 from pipeline.translators import Translator, decode_recipe, decode_signature
 
 EXTRA_STATE = "_extra_state"  # PyTorch's name of what a module keeps beside its tensors

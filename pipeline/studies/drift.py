@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 from torch.utils.data import DataLoader
 
 from pipeline.engines.drift import drift, mean_displacement
-from pipeline.files import replacing, save_tensors
+from pipeline.files import replacing
 from pipeline.metrics.catalogue import names_in
 from pipeline.models import Model
 from pipeline.networks.affine import register_affine
+from pipeline.tensors import save_tensors
 from pipeline.workflow import ConfigWorkflow
 
 # By name, the overlays, and the adversarial weight: without that term nothing holds the geometry of G.
