@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-BACKBONES = ("cyclegan", "unit", "munit", "nicegan")
+from pipeline.translators import DEFAULT_BACKBONE, TRANSLATORS
+
+BACKBONES = tuple(TRANSLATORS)
 # By mode, the overlays that turn the default weights into it; train.json is mode NC+R with the CycleGAN backbone.
 MODES = {
     "nc": ("no_registration.json",),
@@ -15,7 +17,6 @@ MODES = {
 }
 # What the paper calls by a name of its own.
 NAMES = {"cyclegan-nc+r": "reggan", "cyclegan-c": "cyclegan"}
-DEFAULT_BACKBONE = "cyclegan"
 # Ways to find the fields of a mode +R, of no meaning in the others; and what any mode can have, by what is added to the
 # name of the method, in this order.
 REGISTRATIONS = ("affine", "true")

@@ -16,13 +16,11 @@ from pipeline.models.errors import ContradictionError, ModelError
 from pipeline.models.reading import BEST, EXTRA_STATE, CheckpointError, Model, load_checkpoint
 from pipeline.models.recipe import Recipe
 from pipeline.networks import PatchDiscriminator, RegistrationNet
-from pipeline.translators import Translator, find_translator
+from pipeline.translators import DEFAULT_BACKBONE, Translator, find_translator
 from transforms import ScaleMRIntensityd
 
 DEFAULT_TERMS = frozenset({"adversarial", "cycle", "correction", "smoothness"})
 """The loss terms that the weights of train.json name, unless they are replaced as a whole."""
-DEFAULT_BACKBONE = "cyclegan"
-"""Backbone of train.json alone."""
 KEPT = ("spatial_dims", "spatial_size", "slice_axis", "orientation", "spacing", "fit")
 """Of the grid, what a training that starts from a model cannot change."""
 KNOWN_WHERE_NONE = ("spacing",)

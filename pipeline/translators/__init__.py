@@ -15,7 +15,9 @@ TRANSLATORS: dict[str, type[Translator]] = {
     "munit": MUNITTranslator,
     "nicegan": NICETranslator,
 }
-"""The backbones by their names in configs."""
+"""The backbones by their names in configs, in the order of the paper's table."""
+DEFAULT_BACKBONE = "cyclegan"
+"""Backbone of train.json alone."""
 
 
 def find_translator(name: str) -> type[Translator]:
@@ -43,6 +45,7 @@ def find_translator(name: str) -> type[Translator]:
 
 
 __all__ = [
+    "DEFAULT_BACKBONE",
     "TRANSLATORS",
     "CycleGANTranslator",
     "ImagePool",
