@@ -17,21 +17,12 @@ networks and left out. Their layer norm divides by the unbiased deviation; to ou
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline.compat.common import (
-    Backbone,
-    ImportedFile,
-    Shape,
-    check_shapes,
-    check_values,
-    count_doublings,
-    fill,
-    kernel_width,
-    on_meta,
-)
+from pipeline.compat.common import Backbone, ImportedFile, Shape, count_doublings, in_order, kernel_width, own_shapes
 from pipeline.networks.multiscale_discriminator import MultiScaleDiscriminator
 from pipeline.networks.munit import AdaptiveResidualBlock, MUNITGenerator
 from pipeline.networks.unit import UNITGenerator
@@ -76,12 +67,8 @@ def import_autoencoder(tensors: Mapping[str, Tensor]) -> ImportedFile:
         settings["style_dim"] = max(1, shapes[style_end - 1][0])
         settings["style_downsamplings"] = max(1, style_end - 2)
         settings["mlp_width"] = max(1, linear[0])
-    network = on_meta(network_class, settings)
-    expected = _their_shapes(network, settings["spatial_dims"])
-    check_shapes(tensors, expected, f"{network_class.__name__} with {settings}")
-    check_values(tensors)
-    renamed = zip(expected, tensors.values(), strict=True)
-    fill(network, {name: _converted(name, tensor, settings) for name, tensor in renamed})
+    shapes_of = partial(_their_shapes, spatial_dims=settings["spatial_dims"])
+    network = in_order(network_class, settings, tensors, shapes_of, partial(_converted, settings=settings))
     return ImportedFile(backbone, "autoencoder", {"generator": network}, {"generator": settings})
 
 
@@ -103,17 +90,13 @@ def import_discriminator(tensors: Mapping[str, Tensor]) -> ImportedFile:
         "layers": layers,
         "scales": max(1, len(weights) // (layers + 1)),
     }
-    network = on_meta(MultiScaleDiscriminator, settings)
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    check_shapes(tensors, expected, f"{MultiScaleDiscriminator.__name__} with {settings}")
-    check_values(tensors)
-    fill(network, dict(zip(expected, tensors.values(), strict=True)))
+    network = in_order(MultiScaleDiscriminator, settings, tensors)
     return ImportedFile("unit", "discriminator", {"discriminator": network}, {"discriminator": settings})
 
 
 def _their_shapes(network: nn.Module, spatial_dims: int) -> dict[str, Shape]:
     """Our names and their shapes, in their order."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    shapes = own_shapes(network)
     norms = {name for name, module in network.named_modules() if isinstance(module, nn.GroupNorm)}
     order: list[str] = []
     for name in sorted(shapes, key=lambda name: next(i for i, part in enumerate(_ORDER) if name.startswith(part))):

@@ -94,6 +94,38 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     network.load_state_dict(plain, strict=True, assign=True)
 
 
+def in_order(
+    network_class: type[nn.Module],
+    settings: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    shapes_of: Callable[[nn.Module], dict[str, Shape]] | None = None,
+    converted: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
+) -> nn.Module:
+    """A network with tensors that are told by their order alone.
+
+    Args:
+        network_class: of the network.
+        settings: its constructor arguments, as the shapes say them.
+        tensors: the file's.
+        shapes_of: gives their shapes in their order by our names; None where these are our own.
+        converted: makes ours of a tensor, by our name.
+
+    Raises:
+        WeightsError: the shapes are others, or a value is not finite.
+    """
+    network = on_meta(network_class, settings)
+    expected = own_shapes(network) if shapes_of is None else shapes_of(network)
+    check_shapes(tensors, expected, f"{network_class.__name__} with {settings}")
+    check_values(tensors)
+    fill(network, {name: converted(name, tensor) for name, tensor in zip(expected, tensors.values(), strict=True)})
+    return network
+
+
+def own_shapes(network: nn.Module) -> dict[str, Shape]:
+    """The shapes of a network's tensors by their names, in order."""
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
 def kernel_width(tensor: Tensor) -> int:
     """Width of a convolution's square or cubic kernel; 0 for all other tensors."""
     kernel = set(tensor.shape[2:]) if tensor.ndim in (4, 5) else set()

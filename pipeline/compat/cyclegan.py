@@ -18,18 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline.compat.common import (
-    ImportedFile,
-    Role,
-    Shape,
-    WeightsError,
-    check_shapes,
-    check_values,
-    count_doublings,
-    fill,
-    kernel_width,
-    on_meta,
-)
+from pipeline.compat.common import ImportedFile, Role, Shape, WeightsError, count_doublings, in_order, kernel_width
 from pipeline.networks.patch_discriminator import PatchDiscriminator
 from pipeline.networks.registration import RegistrationNet
 from pipeline.networks.resnet_generator import ResNetGenerator
@@ -41,7 +30,7 @@ def import_in_order(tensors: Mapping[str, Tensor]) -> ImportedFile:
     Raises:
         WeightsError: it is none of them.
     """
-    families: dict[int, tuple[Role, Callable[..., nn.Module], Callable[[list[Shape]], dict[str, Any]]]] = {
+    families: dict[int, tuple[Role, type[nn.Module], Callable[[list[Shape]], dict[str, Any]]]] = {
         7: ("generator", ResNetGenerator, _generator_settings),
         4: ("discriminator", PatchDiscriminator, _discriminator_settings),
         3: ("registration", RegistrationNet, _registration_settings),
@@ -57,12 +46,7 @@ def import_in_order(tensors: Mapping[str, Tensor]) -> ImportedFile:
     role, network_class, read_settings = families[width]
     # Each convolution has a weight and a bias, so every second shape is a weight's.
     settings = {"spatial_dims": len(first) - 2, **read_settings(shapes[::2])}
-    network = on_meta(network_class, settings)
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    check_shapes(tensors, expected, f"{network_class.__name__} with {settings}")
-    check_values(tensors)
-    fill(network, dict(zip(expected, tensors.values(), strict=True)))
-    return ImportedFile("cyclegan", role, {role: network}, {role: settings})
+    return ImportedFile("cyclegan", role, {role: in_order(network_class, settings, tensors)}, {role: settings})
 
 
 def _generator_settings(weights: list[Shape]) -> dict[str, Any]:
