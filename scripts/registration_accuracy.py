@@ -17,10 +17,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
@@ -30,6 +28,7 @@ from scipy import ndimage
 
 from pipeline.ending import command
 from pipeline.io import read_image
+from pipeline.jobs import run_all
 from pipeline.preparation import Thresholds
 from pipeline.preparation.cases import GOOD, resample
 from pipeline.preparation.registration import Scan, about, distance, points_of, register, rotation
@@ -255,6 +254,10 @@ def judged(rows: Sequence[dict[str, str]]) -> Iterator[tuple[bool, str]]:
     yield max(starts) < BETWEEN_STARTS, f"patient01, between starts: at most {max(starts):.3f} mm"
 
 
+def _give_up(group: tuple[int, list[Trial]], error: Exception) -> list[dict[str, str]]:
+    raise RuntimeError(f"group {group[0]} could not be tried: {error}") from error
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0 where all bounds hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -267,8 +270,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {options.jobs}")
     groups = list(enumerate(trials()))
-    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
-        rows = [row for group in pool.map(partial(run, load=partial(read, options.data)), groups) for row in group]
+    found = run_all(partial(run, load=partial(read, options.data)), groups, options.jobs, _give_up)
+    rows = [row for _, group in sorted(found, key=lambda one: one[0][0]) for row in group]
     with options.table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
