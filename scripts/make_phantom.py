@@ -9,12 +9,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from matplotlib.figure import Figure
 
 from pipeline.data.phantom import SPLITS, PhantomParameters, make_phantom
 from pipeline.ending import command
+from pipeline.io import read_image
 
 SLICE_HEIGHTS = (-38.0, -12.0, 2.0, 12.0, 26.0, 44.0)  # mm above the anterior commissure, one column each
 MOST_SUBJECTS_SHOWN = 4
@@ -67,11 +67,11 @@ def draw_picture(datalist: Path, path: Path) -> None:
     axes = figure.subplots(len(names), len(SLICE_HEIGHTS), gridspec_kw={"wspace": 0.02, "hspace": 0.02})
     figure.subplots_adjust(0, 0, 1, 1)
     for row, name in zip(axes, names, strict=True):
-        image = nib.load(datalist.parent / name)
-        volume = image.get_fdata(dtype=np.float32)
+        image = read_image(datalist.parent / name)
+        volume, affine = image.numpy()[0], image.affine.numpy()
         brightest = np.percentile(volume[volume > 0], 99.5)
         for cell, height in zip(row, SLICE_HEIGHTS, strict=True):
-            index = round((height - image.affine[2, 3]) / image.affine[2, 2])
+            index = round((height - affine[2, 3]) / affine[2, 2])
             cell.imshow(volume[:, :, index].T, origin="lower", cmap="gray", vmin=0, vmax=brightest)
             cell.axis("off")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     lists = json.loads(datalist.read_text(encoding="utf-8"))
     counts = ", ".join(f"{len(lists[split])} {split}" for split in SPLITS)
-    shape = nib.load(datalist.parent / lists["training"][0]["image"]).shape
+    shape = read_image(datalist.parent / lists["training"][0]["image"]).shape[1:]
     megabytes = sum(file.stat().st_size for file in datalist.parent.rglob("*.nii.gz")) / 1e6
     print(f"Subjects: {counts}; volumes of {'x'.join(map(str, shape))} voxels; {megabytes:.0f} MB")
     print(f"Datalist: {datalist}")

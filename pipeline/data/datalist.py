@@ -182,7 +182,7 @@ def load_cases(
     """
     if not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction must lie in (0, 1), got {validation_fraction}")
-    pattern = _compile(patient_pattern)
+    pattern = compile_patient_pattern(patient_pattern)
     root = Path(str(dataset_dir)).expanduser()  # the command line makes numbers of names that look like one
     if not root.is_dir():
         raise DataError([f"dataset_dir {root} is no folder"])
@@ -199,8 +199,12 @@ def load_cases(
     return cases
 
 
-def _compile(patient_pattern: str | None) -> re.Pattern[str] | None:
-    """Compile the pattern that reads a patient, checking that it has one group."""
+def compile_patient_pattern(patient_pattern: str | None) -> re.Pattern[str] | None:
+    """Compile the pattern that reads a patient; None where there is none.
+
+    Raises:
+        ValueError: it is no regular expression with one group.
+    """
     if not patient_pattern:
         return None
     try:

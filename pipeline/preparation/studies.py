@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.data.datalist import compile_patient_pattern
 from pipeline.io import READABLE, find_series, holds_dicom, name_of
 
 logger = logging.getLogger(__name__)
@@ -72,10 +73,11 @@ def find_pairs(studies: str | os.PathLike[str], source: str, target: str, patien
         patient_pattern: regular expression with one group that reads the patient from an examination's name.
 
     Raises:
-        StudiesError: there is no pair, or the pattern or list cannot be read.
+        StudiesError: there is no pair, or the list cannot be read.
+        ValueError: the pattern is unusable.
     """
     place = Path(studies).expanduser()
-    pattern = _compiled(patient_pattern)
+    pattern = compile_patient_pattern(patient_pattern)
     if place.is_file():
         found = _by_series(place, source, target) if holds_dicom(place) else _listed(place)
     elif place.is_dir():
@@ -112,18 +114,6 @@ def patient_of(name: str, pattern: re.Pattern[str] | None = None) -> str:
     shorter = SESSION.sub("", parts[-1])
     parts[-1] = shorter or parts[-1]
     return "/".join(parts)
-
-
-def _compiled(pattern: str | None) -> re.Pattern[str] | None:
-    if not pattern:
-        return None
-    try:
-        found = re.compile(pattern)
-    except re.error as error:
-        raise StudiesError(f'patient_pattern "{pattern}" is no regular expression: {error}') from error
-    if found.groups != 1:
-        raise StudiesError(f'patient_pattern "{pattern}" must have one group (...), got {found.groups}')
-    return found
 
 
 def _listed(path: Path) -> Found:

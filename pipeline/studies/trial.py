@@ -9,11 +9,11 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-import nibabel as nib
 import torch
 
 from pipeline.errors import cause, last_lines
 from pipeline.inference import find_volumes
+from pipeline.io import read_image
 from pipeline.jobs import output_into, run_all
 from pipeline.methods import METHODS
 from pipeline.models import load_checkpoint
@@ -80,8 +80,9 @@ def try_method(task: Task) -> Trial:
         folder = task.run_dir / "translated"
         settings: dict[str, Any] = {"device": task.settings["device"], "output_dir": str(folder), **source}
         run_chain(["inference.json"], **settings, checkpoint=str(task.run_dir / "model.pt"))
-        shapes = [nib.load(path).shape for path in folder.iterdir()]
-        _expect(shapes == [nib.load(source["image"]).shape], "the translated volumes' shapes", shapes, "the source's")
+        shapes = [tuple(read_image(path).shape) for path in folder.iterdir()]
+        expected = [tuple(read_image(source["image"]).shape)]
+        _expect(shapes == expected, "the translated volumes' shapes", shapes, "the source's")
 
     stages = dict.fromkeys(STAGES, "-")
     report = ""

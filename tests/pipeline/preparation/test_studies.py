@@ -171,5 +171,5 @@ def test_what_is_missing_or_unclear_is_named(tmp_path):
         find_pairs(tmp_path, "CT", "T2")
     with pytest.raises(StudiesError, match="no such folder"):
         find_pairs(tmp_path / "nowhere", "T1", "T2")
-    with pytest.raises(StudiesError, match="one group"):
+    with pytest.raises(ValueError, match="one group"):
         find_pairs(tmp_path, "T1", "T2", "x.*")
