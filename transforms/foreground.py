@@ -69,7 +69,8 @@ def _through(shape: Sequence[int], spacing: Sequence[float]) -> int:
     return min(range(len(shape)), key=lambda axis: (spacing[axis] < 0.95 * thickest, shape[axis], -axis))
 
 
-def _sample(values: np.ndarray) -> np.ndarray:
+def sample(values: np.ndarray) -> np.ndarray:
+    """Values spread evenly over an image, as many as a histogram takes."""
     flat = values.ravel()
     return flat[:: max(1, flat.size // SAMPLES)]
 
@@ -98,7 +99,7 @@ def find_background(volume: np.ndarray, spacing: Sequence[float] = (1.0, 1.0, 1.
     sides = _sides(volume, spacing)
     value, share = _most_common(sides)
     padding = value if share >= PADDED_SHARE else None
-    measured = _sample(volume)
+    measured = sample(volume)
     least = float(measured.min())
     if padding is not None:
         measured = measured[measured != padding]
@@ -141,7 +142,7 @@ def _is_air(volume: np.ndarray, padding: float | None, middle: float, tissue: fl
 
 def _fills_its_box(measured: np.ndarray) -> bool:
     """Whether what is no padding is a box: noise all over the field, or an image put into a larger one."""
-    closed = ndimage.maximum_filter(measured, 3)
+    closed = _dilate(measured, [1] * measured.ndim)
     return bool(closed.any()) and float(closed[_box(closed)].mean()) > FRAME
 
 
@@ -209,7 +210,7 @@ def _body(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
         sizes[0] = 0
         core = (sizes >= max(COMPANION * sizes.max(), 1))[labels]
     # Back to the skin, and a voxel further, where the image says that there is something.
-    grown = ndimage.maximum_filter(core, [2 * steps + 1 + 2 * (steps > 0) for steps in reach]) & solid
+    grown = _dilate(core, [steps + (steps > 0) for steps in reach]) & solid
     body = np.zeros(mask.shape, bool)
     body[box] = _fill(grown, spacing)
     return body
@@ -223,8 +224,25 @@ def _box(mask: np.ndarray) -> tuple[slice, ...]:
 
 
 def _erode(mask: np.ndarray, reach: Sequence[int]) -> np.ndarray:
-    """Erode by a box; the field's ends are no surface of the patient."""
-    return ndimage.minimum_filter(mask, [2 * steps + 1 for steps in reach], mode="nearest")
+    """Erode by a box of so many voxels to each side; the field's ends are no surface of the patient."""
+    return _combine(np.logical_and, mask, reach)
+
+
+def _dilate(mask: np.ndarray, reach: Sequence[int]) -> np.ndarray:
+    """Dilate by a box of so many voxels to each side."""
+    return _combine(np.logical_or, mask, reach)
+
+
+def _combine(operation: np.ufunc, mask: np.ndarray, reach: Sequence[int]) -> np.ndarray:
+    # Shifted onto itself: for boxes this small several times as fast as ndimage's filters.
+    for axis, most in enumerate(reach):
+        found = mask.copy()
+        for steps in range(1, min(most, mask.shape[axis] - 1) + 1):
+            front, back = ((slice(None),) * axis + (part,) for part in (slice(None, -steps), slice(steps, None)))
+            operation(found[front], mask[back], out=found[front])
+            operation(found[back], mask[front], out=found[back])
+        mask = found
+    return mask
 
 
 def _fill(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:

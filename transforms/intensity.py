@@ -13,7 +13,7 @@ from monai.data import MetaTensor, get_track_meta
 from monai.transforms import InvertibleTransform, MapTransform, Transform
 from monai.utils import TraceKeys, TransformBackends, convert_to_tensor
 
-from transforms.foreground import Background, find_background, foreground_mask
+from transforms.foreground import Background, find_background, foreground_mask, sample
 from transforms.resampling import UNMEASURED_KEY
 
 __all__ = [
@@ -160,8 +160,8 @@ class _ScaleIntensity(InvertibleTransform):
         scaled = values.clamp(low, high).sub_(low).mul_(2.0 / (high - low)).sub_(1.0).clamp_(-1.0, 1.0)
         if found:
             # The mask is in the values: what is above -1 is foreground, for whoever chooses slices, scores or trains.
-            inside = torch.from_numpy(mask).to(scaled.device)
-            scaled = torch.where(inside, scaled.clamp(min=DARKEST - 1.0), -1.0)
+            outside = torch.from_numpy(~mask).to(scaled.device)
+            scaled = scaled.clamp_(min=DARKEST - 1.0).masked_fill_(outside, -1.0)
         if not isinstance(image, MetaTensor):
             return scaled
         result = MetaTensor(scaled, meta=dict(image.meta), applied_operations=list(image.applied_operations))
@@ -242,7 +242,8 @@ class ScaleMRIntensity(_ScaleIntensity):
         if inside.size == 0 or mask.all():
             return
         level = background.level if background.air_level is None else background.air_level
-        extent = float(np.percentile(inside, 99.5)) - min(level, float(np.percentile(inside, 0.5)))
+        least, most = np.percentile(sample(inside), (0.5, 99.5))
+        extent = float(most) - min(level, float(least))
         if background.bright:
             yield f"its air is brighter than the patient, about {level:.4g}: is the image inverted?"
         elif abs(level - self.background) > OFF * extent:

@@ -109,6 +109,7 @@ def find_faults(
     cases: Mapping[str, Sequence[Mapping[str, Any]]],
     read_files: bool = True,
     store: str | os.PathLike[str] | None = None,
+    num_workers: int | None = None,
 ) -> tuple[list[str], str | None]:
     """Return the faults of a datalist's entries, a line each, and the digest of the files that are there.
 
@@ -125,6 +126,7 @@ def find_faults(
             digest is None.
         store: folder that remembers sound files by path, size and time of their last change; None or "none" for no
             such memory beyond this process.
+        num_workers: threads that look into files; None for one for each core.
     """
     faults: list[str] = []
     entries: list[tuple[str, Mapping[str, Any]]] = []
@@ -141,7 +143,7 @@ def find_faults(
         return faults, None
     masks = {os.fspath(item["mask"]) for _, item in entries if item.get("mask")}
     paths = list(dict.fromkeys(os.fspath(item[key]) for _, item in entries for key in FILES if item.get(key)))
-    reports = inspect_all(paths, store)
+    reports = inspect_all(paths, store, num_workers)
     for path in paths:
         # The head may fill a mask; that it is empty is for `pipeline.io.ReadImaged`.
         own = [fault for fault in reports[path].faults if path not in masks or not fault.startswith(CONSTANT)]
@@ -158,7 +160,9 @@ _KNOWN: dict[tuple[str, int, int], FileReport] = {}
 # What is known of files, by path, size in bytes and time of the last change in ns: each is read once per process.
 
 
-def inspect_all(paths: Sequence[str], store: str | os.PathLike[str] | None = None) -> dict[str, FileReport]:
+def inspect_all(
+    paths: Sequence[str], store: str | os.PathLike[str] | None = None, num_workers: int | None = None
+) -> dict[str, FileReport]:
     """Look at files, several at a time: decompression and hashing release the interpreter lock.
 
     A file that has the size and the time of the last look is not read again.
@@ -166,10 +170,11 @@ def inspect_all(paths: Sequence[str], store: str | os.PathLike[str] | None = Non
     Args:
         paths: the files.
         store: see `find_faults`.
+        num_workers: likewise.
     """
     opened = open_store(store)
     remembered = {} if opened is None else _recall(opened.folder / INDEX)
-    with ThreadPoolExecutor(max_workers=cores()) as pool:
+    with ThreadPoolExecutor(max_workers=num_workers or cores()) as pool:
         reports = dict(zip(paths, pool.map(_look_once, paths), strict=True))
     if opened is not None:
         sound = {key: _KNOWN[key] for key in map(_key, paths) if key in _KNOWN and not _KNOWN[key].faults}

@@ -143,6 +143,7 @@ def load_cases(
     check: bool = True,
     needed: Sequence[str] = REQUIRED_SPLITS,
     store: str | os.PathLike[str] | None = None,
+    num_workers: int | None = None,
 ) -> Cases:
     """List a data set's pairs, by patient, and make sure that they can be trained on.
 
@@ -172,6 +173,7 @@ def load_cases(
         check: whether to read every file and look for faults (see `pipeline.data.checks.find_faults`).
         needed: lists that must not be empty; without ``"validation"`` among them, no patients are moved there.
         store: folder that remembers files that were found sound, see `pipeline.data.checks.find_faults`.
+        num_workers: threads that look into files; None for one for each core.
 
     Returns:
         The three lists, with the name of the folder and the digest of the data.
@@ -191,7 +193,7 @@ def load_cases(
     if "validation" in needed and cases["training"] and not cases["validation"]:
         faults += _draw_validation(cases, validation_fraction, seed)
     cases.name = Path(os.path.abspath(root)).name
-    found, cases.digest = find_faults(cases, read_files=check, store=store)
+    found, cases.digest = find_faults(cases, check, store, num_workers)
     faults += found
     if faults:
         raise DataError(faults)

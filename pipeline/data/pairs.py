@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from pipeline.data.checks import FILES, inspect_all
-from pipeline.data.store import StoredVolume, VolumeStore, fingerprint, open_store
+from pipeline.data.store import OWN, StoredVolume, VolumeStore, fingerprint, open_store, source_of_room
 from pipeline.errors import innermost_cause
 from pipeline.files import cores
 from pipeline.io import name_of
@@ -49,8 +50,8 @@ class Pair:
     """What is kept of one pair.
 
     Its slices ``(N, 1, H, W)`` (all of them in the store, or those that are filled as tensors), the filled ones' places
-    in these and along the axis that counts slices, and where they come from; and the greatest and the mean share of
-    a slice that are foreground.
+    in these and along the axis that counts slices, and where they come from; the greatest and the mean share of
+    a slice that are foreground; and its key in the store, if it lies there.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Pair:
     description: dict[str, Any] | None
     greatest_share: float = 1.0
     mean_share: float = 1.0
+    key: str | None = None
 
 
 class PairDataset(Dataset):
@@ -260,6 +262,7 @@ class PairDataset(Dataset):
             description=about["description"],
             greatest_share=max(about["shares"], default=0.0),
             mean_share=float(np.mean(about["shares"])),
+            key=None if stored is None else key,
         )
 
     def _key(self, item: Mapping[str, Any]) -> str | None:
@@ -335,6 +338,23 @@ class PairDataset(Dataset):
         view = copy.copy(self)
         view.slice_transform = view.misalignment = None
         return view
+
+    def once(self, by: object, make: Callable[[PairDataset], torch.Tensor], *settings: Any) -> torch.Tensor:
+        """What somebody computes of all items as they are, see `clean`: once, where the pairs lie in the store.
+
+        Args:
+            by: whose source it depends on.
+            make: computes it of the items.
+            settings: plain values that it depends on beside the items.
+        """
+        keys = [pair.key for pair in self.pairs]
+        kinds = type(self), type(by)
+        if self._store is None or None in keys or any(kind.__module__.partition(".")[0] not in OWN for kind in kinds):
+            return make(self.clean)
+        made_by = [[kind.__qualname__, source_of_room(inspect.getfile(kind))] for kind in kinds]
+        return self._store.once(
+            VolumeStore.key(made_by, keys, self.min_foreground, *settings), lambda: make(self.clean)
+        )
 
     def seed_draws(self, seed: int) -> None:
         """From now on, what ``slice_transform`` draws for an item follows from this seed and the item's number alone.

@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from monai.transforms import Compose, Randomizable
 
-from pipeline.files import folder_beside, not_written, put_in_place, remove_leftovers
+from pipeline.files import folder_beside, not_written, put_in_place, remove_leftovers, replacing
 
-__all__ = ["StoredPair", "VolumeStore", "fingerprint", "open_store"]
+__all__ = ["StoredPair", "VolumeStore", "fingerprint", "open_store", "source_of_room"]
 
 VERSION = 1
 """Raised when all that lies in a store is to be made anew."""
@@ -145,6 +145,28 @@ class VolumeStore:
             raise OSError(f"{place} could not be read back; --store FOLDER moves it, {NONE}")
         return pair
 
+    def once(self, key: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """A tensor that follows from what is in the store: read where it was made before, or else made and kept.
+
+        Args:
+            key: see `key`.
+            make: makes it.
+
+        Returns:
+            It, plain, in memory.
+        """
+        place = self.folder / f"{key}.npy"
+        try:
+            return torch.from_numpy(np.load(place, allow_pickle=False))
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            logger.warning("%s cannot be read and is made anew: %s", place, error)
+        made = make()
+        with replacing(place) as beside, beside.open("wb") as file:
+            np.save(file, made.numpy())
+        return made
+
 
 def open_store(folder: str | os.PathLike[str] | None) -> VolumeStore | None:
     """The store in a folder; None for None, and for "none", as the command line has it."""
@@ -188,14 +210,14 @@ def _describe(value: Any) -> Any:
         raise TypeError(f"{kind.__module__}.{kind.__qualname__}")
     source = ""
     if package in OWN:
-        source = _source_of_room(inspect.getfile(kind))
+        source = source_of_room(inspect.getfile(kind))
     # What MONAI's transforms keep for each thread, once they are called, is whether they trace.
     state = {name: entry for name, entry in vars(value).items() if not isinstance(entry, threading.local)}
     return [kind.__module__, kind.__qualname__, source, _describe(state)]
 
 
 @functools.cache
-def _source_of_room(file: str) -> str:
+def source_of_room(file: str) -> str:
     """A digest of all sources in a file's folder: a transform calls the functions of its neighbours."""
     digest = hashlib.sha256()
     for path in sorted(Path(file).parent.glob("*.py")):

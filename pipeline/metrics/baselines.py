@@ -76,6 +76,24 @@ class IntensityMap(nn.Module):
         self.fitted = True
         return self
 
+    def fit_once(self, dataset: Any) -> IntensityMap:
+        """Fit to all items of a data set as they are, which it may have kept from an earlier run.
+
+        Args:
+            dataset: has ``clean``, see `fit`, and may have ``once``, see `pipeline.data.PairDataset`.
+
+        Returns:
+            The map itself.
+
+        Raises:
+            ValueError: see `fit`.
+        """
+        if not hasattr(dataset, "once"):
+            return self.fit(dataset.clean)
+        self.values.copy_(dataset.once(self, lambda items: self.fit(items).values, self.bins))
+        self.fitted = True
+        return self
+
     def forward(self, source: torch.Tensor) -> torch.Tensor:
         """Look the intensities up.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -13,9 +14,11 @@ import pytest
 import torch
 from monai.transforms import Compose, Lambdad, RandFlipd
 
-from pipeline.data import SliceDataset, checks, store
+from pipeline.data import SliceDataset, checks, pairs, store
 from pipeline.data.store import VolumeStore, fingerprint, open_store
 from pipeline.io import ReadImaged, read_image
+from pipeline.metrics import IntensityMap
+from pipeline.studies.stand_ins import InMemory
 from transforms import DescribeVolumed, ResampleInPlaned, ScaleMRIntensityd
 
 KEYS = ("image", "label")
@@ -97,22 +100,82 @@ def test_a_second_start_reads_no_image(data, tmp_path, reads, monkeypatch):
     assert reads == []
 
 
+def test_what_is_computed_of_all_items_is_computed_once(data, tmp_path, monkeypatch):
+    in_memory = IntensityMap().fit(build(data, None))
+    made = IntensityMap().fit_once(build(data, tmp_path / "store"))
+    fits = []
+    fit = IntensityMap.fit
+    monkeypatch.setattr(IntensityMap, "fit", lambda self, pairs: (fits.append(self.bins), fit(self, pairs))[1])
+    found = IntensityMap().fit_once(build(data, tmp_path / "store", slice_transform=RandFlipd(KEYS, 1.0)))
+    assert torch.equal(found.values, in_memory.values)
+    assert torch.equal(made.values, in_memory.values)
+    assert found.fitted
+    assert fits == []
+
+    IntensityMap().fit_once(build(data[:1], tmp_path / "store"))  # of other pairs
+    IntensityMap().fit_once(build(data, tmp_path / "store", min_foreground=0.3))  # of other slices
+    IntensityMap(16).fit_once(build(data, tmp_path / "store"))
+    IntensityMap().fit_once(build(data, None))
+    IntensityMap().fit_once(InMemory.noise(8, 2))
+    assert fits == [256, 256, 16, 256, 256]
+    for path in (tmp_path / "store").glob("*.npy"):
+        path.write_bytes(path.read_bytes()[:-8])
+    assert torch.equal(IntensityMap().fit_once(build(data, tmp_path / "store")).values, in_memory.values)
+
+
+class Mine(SliceDataset):
+    """Of a module that nobody can tell the source of."""
+
+
+def test_a_sampler_of_somebody_else_has_its_own_values_computed_each_time(data, tmp_path):
+    Mine.__module__ = "mine"
+    calls = []
+
+    def total(items):
+        calls.append(len(items))
+        return sum(item["image"].double().sum() for item in items)
+
+    for _ in range(2):
+        Mine(data, chain(), slice_axis=0, store=tmp_path / "store").once(IntensityMap(), total)
+    assert calls == [8, 8]
+
+
+def test_as_many_threads_as_are_asked_for(data, tmp_path, monkeypatch):
+    asked = []
+
+    def pool(max_workers):
+        asked.append(max_workers)
+        return ThreadPoolExecutor(max_workers)
+
+    for place in (checks, pairs):
+        monkeypatch.setattr(place, "ThreadPoolExecutor", pool)
+        monkeypatch.setattr(place, "cores", lambda: 7)
+    paths = [item[key] for item in data for key in KEYS]
+    checks.inspect_all(paths, num_workers=1)
+    checks.inspect_all(paths)
+    assert asked == [1, 7]
+    asked.clear()
+    build(data, None, num_workers=1)
+    build(data, None)
+    assert asked == [1, 2]  # no more than there are pairs
+
+
 def test_what_a_pair_is_made_of_makes_its_key(data, tmp_path):
     store = tmp_path / "store"
 
-    def pairs():
+    def count_pairs():
         return len([path for path in store.iterdir() if path.is_dir()])
 
     build(data, store)
-    assert pairs() == 2
+    assert count_pairs() == 2
     build(data, store, min_foreground=0.5, slice_transform=lambda item: item)
-    assert pairs() == 2
+    assert count_pairs() == 2
     for count, settings in enumerate(({"size": 12}, {"percentile": 90.0}), 2):
         build(data, store, chain(**settings))
-        assert pairs() == 2 * count
+        assert count_pairs() == 2 * count
     nib.save(nib.Nifti1Image(np.random.default_rng(5).random((5, 12, 20)), np.eye(4)), data[0]["image"])
     build(data, store)
-    assert pairs() == 7
+    assert count_pairs() == 7
 
 
 def test_a_transform_that_was_used_is_the_same(data, tmp_path):
@@ -189,6 +252,6 @@ def test_a_changed_neighbour_of_a_transform_counts(tmp_path):
     """A transform calls the functions of other files in its folder."""
     (tmp_path / "mine.py").write_text("x = 1\n")
     (tmp_path / "helper.py").write_text("y = 1\n")
-    before = store._source_of_room.__wrapped__(str(tmp_path / "mine.py"))
+    before = store.source_of_room.__wrapped__(str(tmp_path / "mine.py"))
     (tmp_path / "helper.py").write_text("y = 2\n")
-    assert store._source_of_room.__wrapped__(str(tmp_path / "mine.py")) != before
+    assert store.source_of_room.__wrapped__(str(tmp_path / "mine.py")) != before
