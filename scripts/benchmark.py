@@ -1,4 +1,4 @@
-"""Measure what a step costs, what the loop around it adds, how fast data arrives, how much memory it takes, ONNX, and MLflow's store.
+"""Measure what a step costs, what the loop around it adds, loader, memory, ONNX, and MLflow's store.
 
 Everything is measured side by side in one run, in turns, and reported as a ratio: machines are noisy. The plain
 schedule is the one of the RegGAN authors' code in modes NC+R (RegGAN) and Pix2Pix, built from the same networks: the
@@ -96,9 +96,9 @@ def main() -> None:
 
 
 def report_step(size: int, steps: int, device: torch.device, network_size: str = "paper") -> None:
-    """(a) One step against the plain schedule, in single precision and in bfloat16; on a CPU in seconds of this process.
+    """(a) One step against the plain schedule, in single precision and in bfloat16.
 
-    Such seconds do not count what others do on the machine meanwhile.
+    On a CPU the seconds are those that this process computes, whatever others do on the machine meanwhile.
     """
     works = {name: make_step(STEPS[name], device, size, network_size) for name in STEPS}
     times = in_turns(works, steps, device, of_cpu=device.type == "cpu")
