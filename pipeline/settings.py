@@ -168,7 +168,7 @@ def _settings() -> list[Setting]:
         Setting("drift", "flag", "false", "measure how far the generator moves its output, without a target", both),
         Setting("best_by", "text", "psnr", "metric that says which epoch is the best", choices=KEYS),
         Setting("picture_interval", "whole", "5", "epochs between two pictures", least=1, logged=False),
-        Setting("loss_interval", "whole", "20", "iterations between two means for MLflow", least=1, logged=False),
+        Setting("loss_interval", "whole", "30", "least iterations of a mean for MLflow", least=1, logged=False),
         Setting("weights", "mapping", "the paper's", "weights of the loss terms"),
         Setting(
             "network_size", "text", "small", "networks", (TRAINING, INFERENCE), choices=("small", "paper"), none=True

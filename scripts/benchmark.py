@@ -1,4 +1,4 @@
-"""Measure what a step costs, what the loop around it adds, how fast data arrives, how much memory it takes, and ONNX.
+"""Measure what a step costs, what the loop around it adds, loader, memory, ONNX, and MLflow's store.
 
 Everything is measured side by side in one run, in turns, and reported as a ratio: machines are noisy. The plain
 schedule is the one of the RegGAN authors' code in modes NC+R (RegGAN) and Pix2Pix, built from the same networks: the
@@ -38,11 +38,13 @@ from pipeline.engines import PrepareBatch
 from pipeline.inference import Exporter, find_volumes
 from pipeline.studies import gpu
 from pipeline.studies.gpu import Variant, loop_times, make_step
-from pipeline.studies.stand_ins import TINY_NETWORKS, training, write_untrained, write_volume
+from pipeline.studies.stand_ins import TINY_NETWORKS, InMemory, training, write_untrained, write_volume
 from pipeline.studies.timing import in_turns, peak_memory
+from pipeline.translators import MUNITTranslator
 from pipeline.workflow import ConfigWorkflow
 from transforms import RandDeformationNoised
 
+PARTS = ("step", "loop", "data", "memory", "onnx", "store")
 STEPS = {"plain": Variant("plain"), "ours": Variant(), "ours, bf16": Variant(precision="bf16")}
 
 
@@ -54,6 +56,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each schedule (default: 8)")
     parser.add_argument("--iterations", type=int, default=100, help="iterations of each timed pass (default: 100)")
     parser.add_argument("--rounds", type=int, default=7, help="timed passes of the loop (default: 7)")
+    parser.add_argument("--only", choices=PARTS, help="measure one part (default: all, onnx on a CPU alone)")
     parser.add_argument("--gpu", action="store_true", help="measure what one GPU does, in place of all else")
     parser.add_argument("--seconds", type=float, default=200, help="time for --gpu in all (default: 200)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures of --gpu to this file")
@@ -76,17 +79,27 @@ def main() -> None:
         return
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"Machine: {name}, {platform.machine()}; Python {platform.python_version()}, torch {torch.__version__}\n")
-    step = report_step(args.size, args.steps, device)
-    report_loop(args.iterations, args.rounds, device)
-    report_data(args.size, step, device)
-    report_memory(args.size, device)
-    if device.type == "cpu":
-        report_onnx(args.rounds)
+    parts: dict[str, Callable[[], Any]] = {
+        "step": lambda: report_step(args.size, args.steps, device),
+        "loop": lambda: report_loop(args.iterations, args.rounds, device),
+        "data": lambda: report_data(args.size, device),
+        "memory": lambda: report_memory(args.size, device),
+        "onnx": lambda: report_onnx(args.rounds),
+        "store": report_store,
+    }
+    for part in PARTS if args.only is None else [args.only]:
+        if part != "onnx" or device.type == "cpu":
+            parts[part]()
+            print(flush=True)
 
 
-def report_step(size: int, steps: int, device: torch.device, network_size: str = "paper") -> float:
-    """(a) One step against the plain schedule, in single precision and in bfloat16; returns the first's seconds."""
-    times = in_turns({name: make_step(STEPS[name], device, size, network_size) for name in STEPS}, steps, device)
+def report_step(size: int, steps: int, device: torch.device, network_size: str = "paper") -> None:
+    """(a) One step against the plain schedule, in single precision and in bfloat16.
+
+    On a CPU the seconds are those that this process computes, whatever others do on the machine meanwhile.
+    """
+    works = {name: make_step(STEPS[name], device, size, network_size) for name in STEPS}
+    times = in_turns(works, steps, device, of_cpu=device.type == "cpu")
     median = {name: statistics.median(seconds) for name, seconds in times.items()}
     print(
         f"(a) Step at {size}x{size}, batch 1, {network_size} networks: plain schedule {1e3 * median['plain']:.0f} ms;"
@@ -94,8 +107,6 @@ def report_step(size: int, steps: int, device: torch.device, network_size: str =
     for name, goal in (("ours", "0.80"), ("ours, bf16", "0.46")):
         ratio = statistics.median(a / b for a, b in zip(times[name], times["plain"], strict=True))
         print(f"    {name} {1e3 * median[name]:.0f} ms, ratio {ratio:.3f} (median of {steps}; goal on a CPU: {goal})")
-    print()
-    return median["ours"]
 
 
 def report_loop(iterations: int, rounds: int, device: torch.device) -> None:
@@ -107,10 +118,9 @@ def report_loop(iterations: int, rounds: int, device: torch.device) -> None:
     added = statistics.median(b - a for a, b in zip(*times, strict=True))
     print(f"(b) Bare step {bare:.2f} ms, in the loop with all default handlers {loop:.2f} ms per iteration:")
     print(f"    the loop adds {1e3 * added / iterations:.2f} ms (median of {rounds} rounds; goal: at most 0.2 ms)")
-    print()
 
 
-def report_data(size: int, step: float, device: torch.device) -> None:
+def report_data(size: int, device: torch.device, network_size: str = "paper") -> None:
     """(c) Pairs per second through loader and noise, against what a step uses and against a plain per-sample affine."""
     pairs = [{name: torch.rand(1, size, size) * 2 - 1 for name in ("image", "label")} for _ in range(64)]
     keys = ("image", "label")
@@ -137,13 +147,15 @@ def report_data(size: int, step: float, device: torch.device) -> None:
         "ours, batch 4": partial(run, None, ours, 4),
         "ours, non-affine": partial(run, None, nonaffine, 1),
         "per-sample affine": partial(run, plain, None, 1),
+        "step": make_step(STEPS["ours"], device, size, network_size),
     }
     times = in_turns(works, 5, device)
+    step = statistics.median(times.pop("step"))
     rates = {name: len(pairs) / statistics.median(seconds) for name, seconds in times.items()}
     set_track_meta(True)
     print(f"(c) Pairs per second with noise at {size}x{size}: " + ", ".join(f"{n} {r:.0f}" for n, r in rates.items()))
     print(f"    {rates['ours'] * step:.0f} times what one step uses (goal: at least 10);")
-    print(f"    cost against the per-sample affine: {rates['per-sample affine'] / rates['ours']:.2f}\n")
+    print(f"    cost against the per-sample affine: {rates['per-sample affine'] / rates['ours']:.2f}")
 
 
 def report_memory(size: int, device: torch.device, network_size: str = "paper") -> None:
@@ -159,7 +171,6 @@ def report_onnx(rounds: int, shape: Sequence[int] | None = None) -> None:
 
     The networks are the default config's, untrained; the volume is the phantom's first for testing, or one of noise.
     """
-    print()
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
         folder = Path(name)
         image = first_volume() if shape is None else str(write_volume(folder / "head.nii.gz", shape))
@@ -185,6 +196,39 @@ def report_onnx(rounds: int, shape: Sequence[int] | None = None) -> None:
     print(f"    ONNX Runtime is {ratio:.2f} times as fast (median of {rounds} rounds), its version {onnx_version()};")
     ratio = statistics.median(a / b for a, b in zip(alone["PyTorch"], alone["ONNX Runtime"], strict=True))
     print(f"    the network alone, on {len(slices)} slices at once, {ratio:.2f} times as fast")
+
+
+def report_store(iterations: int = 158, epochs: Sequence[int] = (1, 11)) -> None:
+    """(f) What MLflow's store takes for an iteration of the default training: by how much more epochs make it larger.
+
+    All is said that a training says, at the end of each epoch also validation; only the steps are none. Their losses
+    are of as many terms as RegGAN has, and as the method with the most.
+
+    Args:
+        iterations: of an epoch; as many as the default training has.
+        epochs: of the two trainings that are compared, the shorter one first.
+    """
+    most = [f"generator/{name}" for name in sorted(MUNITTranslator.known_terms)] + ["discriminator/adversarial"]
+    for terms in ([*(f"generator/{name}" for name in ("adversarial", "correction", "smoothness")), most[-1]], most):
+        sizes = [_store_size(iterations, count, terms) for count in epochs]
+        grown = (sizes[1] - sizes[0]) / iterations / (epochs[1] - epochs[0])
+        print(f"(f) MLflow's store, {len(terms)} terms of loss: {grown:.0f} bytes per iteration (goal: under 100)")
+
+
+def _store_size(iterations: int, epochs: int, terms: Sequence[str]) -> int:
+    """Bytes of an SQLite store after a training whose steps do nothing but tell losses."""
+
+    def step(engine: Any, batch: Any) -> dict[str, Any]:
+        return {"losses": {name: torch.rand(()) for name in terms}}
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        one = {"validate#dataset": InMemory.noise(32, 1), "val_interval": 1, **TINY_NETWORKS}
+        workflow = training(Path(folder), 32, iterations, epochs, torch.device("cpu"), **one)
+        workflow.initialize()
+        trainer = workflow.part("train#trainer")
+        trainer._process_function = step
+        trainer.run()
+        return (Path(folder) / "mlflow.db").stat().st_size
 
 
 def first_volume() -> str:

@@ -18,17 +18,17 @@ from pipeline.tracking import MLflowRun
 class MLflowTracker(MLflowRun):
     """Tells MLflow about a training run.
 
-    Beside what every `MLflowRun` holds: each loss term (``train/<term>``), as means over ``loss_interval`` iterations
-    at the last of them, and learning rate (``learning_rate/<optimizer>``) and validation metric (``val/<metric>``) by
-    iteration, with ``epoch`` beside them. Means end with an epoch, so that a resumed run has the same as one that was
-    never cut.
+    Beside what every `MLflowRun` holds: each loss term (``train/<term>``), as means over at least ``loss_interval``
+    iterations at the last of them, and learning rate (``learning_rate/<optimizer>``) and validation metric
+    (``val/<metric>``) by iteration, with ``epoch`` beside them. An epoch is divided evenly: means end with it, so that
+    a resumed run has the same as one that was never cut.
 
     Args:
         output_dir: output directory of the run.
         tracking_uri: see `MLflowRun`.
         optimizers: name -> optimizer, for the learning rates; None values are left out.
         evaluator: engine whose ``state.metrics`` are the validation metrics.
-        loss_interval: iterations that a loss is the mean of; 1 tells each.
+        loss_interval: least iterations that a loss is the mean of, unless an epoch has fewer; 1 tells each.
         **options: of `MLflowRun`. Its artifacts are looked for at the end of each epoch, too.
 
     Raises:
@@ -42,7 +42,7 @@ class MLflowTracker(MLflowRun):
         *,
         optimizers: Mapping[str, torch.optim.Optimizer | None] | None = None,
         evaluator: Engine | None = None,
-        loss_interval: int = 20,
+        loss_interval: int = 30,
         **options: Any,
     ) -> None:
         self._optimizers = {name: item for name, item in (optimizers or {}).items() if item is not None}
@@ -99,7 +99,7 @@ class MLflowTracker(MLflowRun):
                 self._window = {name: [] for name in recent}
             for name, values in recent.items():
                 self._window[name].append(values[row])
-            if step % self._loss_interval == 0 or step % (engine.state.epoch_length or step + 1) == 0:
+            if _is_last(step, self._loss_interval, engine.state.epoch_length):
                 steps.append(step)
                 for name, values in self._window.items():
                     means.setdefault(f"train/{name}", []).append(sum(values) / len(values))
@@ -124,3 +124,11 @@ class MLflowTracker(MLflowRun):
 
     def _on_exception(self, engine: Engine, error: BaseException) -> None:
         self.close_after(error)
+
+
+def _is_last(step: int, interval: int, epoch_length: int | None) -> bool:
+    """Whether a mean of at least so many iterations ends at this one, an epoch being divided evenly."""
+    if not epoch_length:
+        return step % interval == 0
+    means, place = max(1, epoch_length // interval), (step - 1) % epoch_length
+    return (place + 1) * means // epoch_length > place * means // epoch_length

@@ -139,6 +139,9 @@ RULES = (
     Rule(r"python scripts/method_cost\.py .*", "python", ("--only", "pix2pix", "--steps", "1", "--size", "64")),
     Rule(r"python scripts/benchmark\.py --gpu .*", "elsewhere", ("tests/scripts/test_benchmark.py", "gpu")),
     Rule(
+        r"python scripts/benchmark\.py --only store", "elsewhere", ("tests/scripts/test_benchmark.py", "report_store")
+    ),
+    Rule(
         r"python scripts/benchmark\.py",
         "python",
         ("--steps", "1", "--iterations", "2", "--rounds", "1"),

@@ -97,7 +97,7 @@ def _(trial: Trial) -> str:
     return "right" if len(set(names)) == 3 else silent(f"they are called {names}")
 
 
-@cause(KIND, "losses are means of 20 iterations", reported=True)
+@cause(KIND, "losses are means of 30 iterations", reported=True)
 def _(trial: Trial) -> str:
     tracked(trial, max_epochs=10)
     [run] = runs(trial.store)
@@ -107,7 +107,7 @@ def _(trial: Trial) -> str:
     for name in run.data.metrics:
         if re.search(r"loss|adversarial|correction|smoothness", name):
             counts[name] = len(client.get_metric_history(run.info.run_id, name))
-    if not counts or max(counts.values()) > iterations / 20 + 10:
+    if not counts or max(counts.values()) > iterations / 30 + 10:
         silent(f"{iterations} iterations, values of {counts}")
     return "right"
 

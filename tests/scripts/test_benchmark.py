@@ -26,7 +26,7 @@ def script(monkeypatch):
 
 
 def test_the_step(script, capsys):
-    assert script.report_step(64, 1, CPU, "small") > 0
+    script.report_step(64, 1, CPU, "small")
     assert "ours, bf16" in capsys.readouterr().out
 
 
@@ -38,7 +38,7 @@ def test_the_memory_of_a_step(script, capsys):
 
 def test_the_loop_and_the_loader(script, capsys):
     script.report_loop(iterations=2, rounds=1, device=CPU)
-    script.report_data(32, 0.1, CPU)
+    script.report_data(64, CPU, "small")
     out = capsys.readouterr().out
     assert "ms per iteration" in out
     assert "Pairs per second" in out
@@ -48,6 +48,15 @@ def test_onnx_beside_pytorch(script, capsys):
     pytest.importorskip("onnxruntime")
     script.report_onnx(1, (24, 20, 6))
     assert "Volumes per second" in capsys.readouterr().out
+
+
+@pytest.mark.slow  # four trainings, each with a store of its own
+def test_the_store_of_mlflow_grows_as_is_promised(script, capsys):
+    """Of the default training, up to whole pages of the file, and with more epochs than there is a need to wait for."""
+    script.report_store(epochs=(1, 4))
+    grown = [int(line.split(": ")[1].split()[0]) for line in capsys.readouterr().out.splitlines()]
+    assert len(grown) == 2
+    assert 20 < grown[0] < grown[1] < 120
 
 
 @pytest.mark.slow

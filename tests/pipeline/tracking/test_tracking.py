@@ -15,7 +15,7 @@ import pytest
 from ignite.engine import Engine, Events
 
 from pipeline.ending import Terminated
-from pipeline.handlers import MLflowTracker
+from pipeline.handlers import MLflowTracker, tracking
 from pipeline.tracking import sender as mlflow_sender
 from pipeline.tracking.journal import RunRecord
 
@@ -258,11 +258,27 @@ def test_it_says_how_to_look_at_the_store(tmp_path: Path) -> None:
 
 
 def test_losses_are_told_as_means(tmp_path: Path, store: str) -> None:
-    """Of so many iterations, and of what is left at the end of an epoch, whatever the collector brings at a time."""
-    trainer, tracker = build(tmp_path, store, loss_interval=5)
+    """Of an even share of an epoch's iterations, whatever the collector brings at a time."""
+    trainer, tracker = build(tmp_path, store, loss_interval=3)
     run(trainer)
     found = history(store, tracker.run_id)["train/generator/adversarial"]
-    windows = [(1, 5), (6, 6), (7, 10), (11, 12), (13, 15), (16, 18)]
+    windows = [(1, 3), (4, 6), (7, 9), (10, 12), (13, 15), (16, 18)]
     assert found == [(last, sum(range(first, last + 1)) / 8 / (last - first + 1)) for first, last in windows]
     with pytest.raises(ValueError, match="loss_interval must be a whole number of at least 1, got 0"):
         build(tmp_path, store, loss_interval=0)
+
+
+@pytest.mark.parametrize(
+    ("interval", "length", "ends"),
+    [
+        (2, 7, [3, 5, 7, 10, 12, 14]),
+        (5, 6, [6, 12]),
+        (9, 6, [6, 12]),
+        (1, 4, [1, 2, 3, 4, 5, 6, 7, 8]),
+        (5, None, [5, 10]),
+    ],
+)
+def test_means_divide_an_epoch_evenly(interval: int, length: int | None, ends: list[int]) -> None:
+    """None is of fewer iterations than was asked for, unless the epoch is, and none is of two epochs."""
+    steps = range(1, 2 * (length or interval) + 1)
+    assert [step for step in steps if tracking._is_last(step, interval, length)] == ends
