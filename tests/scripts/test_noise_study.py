@@ -231,12 +231,12 @@ def test_a_method_goes_on_from_the_model_of_another(run, phantom, tmp_path):
     content = {"methods": ["pix2pix-fixed", "reggan-affine-unet"], "noise": {"affine": [5]}, "steps": 2}
     start = {"method_start": {"reggan-affine-unet": "pix2pix-fixed"}, "overlays": ["unet.json"]}
     narrow = {"network_def#generator#residual_blocks": None, "val_interval": 1, "picture_interval": 9}
-    out, log = tmp_path / "out", "cells/coarse-reggan-affine-unet-affine5-seed0/log.txt"
+    broken, out, log = tmp_path / "broken", tmp_path / "out", "cells/coarse-reggan-affine-unet-affine5-seed0/log.txt"
     path = study(tmp_path, **content, **start, settings=narrow, method_settings={"pix2pix-fixed": {"batch_size": 0}})
-    done = run(words(phantom, out, "--study", path, "--tracking-uri", "none"))
+    done = run(words(phantom, broken, "--study", path, "--tracking-uri", "none"))
     assert done.returncode == 1
     assert "it goes on from coarse-pix2pix-fixed-affine5-seed0, which failed" in done.stderr
-    assert not (out / log).exists()
+    assert not (broken / log).exists()
 
     path = study(tmp_path, **content, **start, settings=narrow)
     done = run(words(phantom, out, "--study", path, "--tracking-uri", "none"))
