@@ -85,6 +85,7 @@ def _methods() -> dict[str, Method]:
         Method("reggan-fixed", DEFAULT_BACKBONE, ("fixed_noise.json",)),
         Method("pix2pix-registered", DEFAULT_BACKBONE, ("pix2pix.json", "registered.json")),
         Method("reggan-registered", DEFAULT_BACKBONE, ("registered.json",)),
+        Method("pix2pix-unet-registered", DEFAULT_BACKBONE, ("pix2pix.json", "unet.json", "registered.json")),
     ]
     return {method.name: method for method in methods}
 

@@ -198,6 +198,7 @@ def _settings() -> list[Setting]:
             "min_foreground", "number", "0.1", "least share of a slice that shows something", _ALL, 0, 1, none=True
         ),
         Setting("slices_at_once", "whole", "8", "slices that the network sees together", use, least=1),
+        Setting("test_time_flips", "list", "none", "axes of a slice to average mirror images over, such as [0]", use),
         Setting("style", "any", "drawn", "MUNIT's style code", use, none=True),
         Setting("style_image", "path", "none", "image to translate in the style of, with MUNIT", use, none=True),
         Setting("trusted_modules", "list", "none", "modules whose classes a model may name", _ALL, logged=False),

@@ -5,7 +5,7 @@ from pipeline.inference.deriving import derivation, derivation_of
 from pipeline.inference.export import Exporter, ExportError
 from pipeline.inference.onnx import OnnxError, OnnxModel, OnnxNetwork
 from pipeline.inference.opening import build_network, open_model
-from pipeline.inference.slices import ForegroundSliceInferer
+from pipeline.inference.slices import FlipAveragingInferer, ForegroundSliceInferer
 from pipeline.inference.translation import Translation
 from pipeline.inference.volumes import ReadAhead, find_volumes
 
@@ -13,6 +13,7 @@ __all__ = [
     "CompareWithTrainingd",
     "ExportError",
     "Exporter",
+    "FlipAveragingInferer",
     "ForegroundSliceInferer",
     "OnnxError",
     "OnnxModel",

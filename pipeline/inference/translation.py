@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ class Translation:
     Args:
         recipe: of the model.
         slices_at_once: slices that the network sees together.
+        flips: axes of a slice over whose mirror images to average, see `FlipAveragingInferer`.
 
     Attributes:
         spatial_preprocessing: onto the model's grid.
@@ -27,9 +29,12 @@ class Translation:
             unlike the training data.
         inferer: applies a network slice by slice.
         postprocessing: ``pred`` beside its ``image`` to the target's physical units in the source's geometry, float32.
+
+    Raises:
+        ValueError: see `FlipAveragingInferer`.
     """
 
-    def __init__(self, recipe: Recipe, slices_at_once: int = 8) -> None:
+    def __init__(self, recipe: Recipe, slices_at_once: int = 8, flips: Sequence[int] = ()) -> None:
         self.recipe = recipe
         self.spatial_preprocessing = recipe.spatial_preprocessing("image")
         self.preprocessing = Compose(
@@ -41,7 +46,7 @@ class Translation:
                 *self.spatial_preprocessing.transforms,
             ]
         )
-        self.inferer = ForegroundSliceInferer(recipe.slice_axis, slices_at_once)
+        self.inferer = ForegroundSliceInferer(recipe.slice_axis, slices_at_once, flips)
         # Scaling stands before the spatial transforms, so that only these are undone.
         undo: Any = Invertd("pred", self.spatial_preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True)
         self.postprocessing = Compose(

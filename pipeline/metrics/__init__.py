@@ -2,7 +2,7 @@
 
 from pipeline.metrics.baselines import IntensityMap
 from pipeline.metrics.catalogue import CATALOGUE, Metric, is_better
-from pipeline.metrics.content import high_frequency_ratio, mutual_information
+from pipeline.metrics.content import high_frequency_ratio, linear_psnr, mutual_information
 from pipeline.metrics.ignite import CaseMetric, DriftMetric, RegistrationMetric, ValuePerCase, case_metrics
 from pipeline.metrics.image import foreground_mask, mae, nmae, psnr, ssim
 from pipeline.metrics.registration import endpoint_error, folded_fraction, jacobian_determinant, points_inside
@@ -22,6 +22,7 @@ __all__ = [
     "high_frequency_ratio",
     "is_better",
     "jacobian_determinant",
+    "linear_psnr",
     "mae",
     "mutual_information",
     "nmae",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pipeline.metrics.content import high_frequency_ratio, mutual_information
+from pipeline.metrics.content import high_frequency_ratio, linear_psnr, mutual_information
 from pipeline.metrics.image import mae, nmae, psnr, ssim
 
 Score = Callable[..., torch.Tensor]
@@ -97,7 +97,7 @@ _METRICS = (
     Metric("endpoint_error", "Endpoint error of R", None, "pixels", ".3f", "lower", "registration", column=_ERROR),
     Metric("identity_endpoint_error", "Endpoint error of doing nothing", None, "pixels", ".3f", group="registration"),
     Metric("folded", "Folded share", None, "", ".2%", "lower", "registration", column="folded pixels"),
-    # Neither more nor less is better of these: what the target itself has is right.
+    # Neither more nor less is better of the next two: what the target itself has is right.
     Metric(
         "source_information",
         "Mutual information with the source",
@@ -117,6 +117,17 @@ _METRICS = (
         group="content",
         candidates=(PREDICTION,),
         column="fine detail against the target's",
+    ),
+    Metric(
+        "linear_psnr",
+        "PSNR after the best linear map of intensities",
+        linear_psnr,
+        "dB",
+        ".2f",
+        "higher",
+        "content",
+        candidates=(PREDICTION,),
+        column="PSNR after the best linear map",
     ),
     # Without a target: by what the generator does to moved sources, see `pipeline.engines.drift`.
     Metric("drift", "Drift", None, "pixels", ".2f", "lower", "drift", column="drift in pixels"),

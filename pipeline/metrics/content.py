@@ -11,7 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from pipeline.metrics.image import check_images, double
+from pipeline.metrics.image import check_images, double, psnr
 
 BINS = 32  # of intensity, over the whole data range
 HIGH_FREQUENCY = 0.25  # cycles per voxel, half of Nyquist's frequency
@@ -63,6 +63,45 @@ def mutual_information(
     separate = _entropy(share.sum(1)) + _entropy(share.sum(2))
     unknown = ((pred.isnan() | source.isnan()) & counted).flatten(1).any(1)
     return torch.where(unknown, math.nan, separate - _entropy(share.flatten(1))).to(torch.float32)
+
+
+def linear_psnr(
+    pred: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    data_range: float,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Peak signal-to-noise ratio after the best linear map of the prediction's intensities, image by image.
+
+    MR has no units: a prediction may be right in all but scale and offset, which differ from patient to patient. What
+    this has above the plain score is that part of the error. Never below the plain score but for rounding; a prediction
+    without any contrast has that of the target's mean.
+
+    Args:
+        pred: (B, C, *spatial).
+        target: (B, C, *spatial).
+        data_range: width of the range of intensities, 2 for [-1, 1].
+        mask: True where to compare and to fit, (B, C, *spatial) or (B, 1, *spatial); everywhere if None.
+
+    Returns:
+        (B,) in dB, see `pipeline.metrics.image.psnr`.
+
+    Raises:
+        ValueError: when the shapes do not fit or `data_range` is not above 0.
+    """
+    check_images(pred, target, data_range, mask)
+    x, y = double(pred.flatten(1)), double(target.flatten(1))
+    counted = torch.ones_like(x, dtype=torch.bool) if mask is None else mask.expand_as(pred).flatten(1)
+    count = counted.sum(1, keepdim=True)
+    mean_x, mean_y = (torch.where(counted, one, 0).sum(1, keepdim=True) / count for one in (x, y))
+    off_x = torch.where(counted, x - mean_x, 0)
+    covariance = (off_x * torch.where(counted, y - mean_y, 0)).sum(1, keepdim=True)
+    variance = off_x.square().sum(1, keepdim=True)
+    flat = variance <= count * (LEAST_CONTRAST * data_range) ** 2
+    slope = torch.where(flat, 0, covariance / torch.where(flat, 1, variance))
+    fitted = (mean_y + slope * (x - mean_x)).unflatten(1, tuple(pred.shape[1:]))
+    return psnr(fitted, double(target), data_range=data_range, mask=mask).to(torch.float32)
 
 
 def high_frequency_ratio(

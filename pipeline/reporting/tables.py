@@ -32,11 +32,11 @@ class SideTable(NamedTuple):
 
 SIDE_TABLES = (
     SideTable(
-        "Leak and blur",
+        "Leak, blur and scale",
         {"": "prediction", "label_": "true target"},
         "content",
         "Less shared with the source than the true target has: the geometry is not the source's. "
-        "Detail below 1 is blur, above 1 noise or artefacts.",
+        "Detail below 1 is blur, above 1 noise or artefacts. What the linear map gains is scale.",
     ),
     SideTable(
         "Registration",

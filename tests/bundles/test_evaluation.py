@@ -28,7 +28,7 @@ from .conftest import AFFINE, CONFIGS, blob, write_pair
 CHAIN = ("train.json", "evaluate.json")
 CANDIDATES = {"": "prediction", "source_": "source as it is", "intensity_map_": "intensity map"}
 COLUMNS = [prefix + score for prefix in CANDIDATES for score in ("nmae", "psnr", "ssim")]
-CONTENT = ["source_information", "label_source_information", "high_frequency"]
+CONTENT = ["source_information", "label_source_information", "high_frequency", "linear_psnr"]
 REGISTRATION = ["endpoint_error", "identity_endpoint_error", "folded"]
 SCORES = ("mae", "nmae", "psnr", "ssim")
 VOLUME_METRICS = [f"volume_{prefix}{score}" for prefix in CANDIDATES for score in SCORES]
@@ -168,7 +168,7 @@ def test_registration_is_measured_at_the_level_of_the_training_or_another(run_co
     assert all(math.isfinite(float(row["endpoint_error"])) for row in rows)
     text = (run_dir / "evaluation" / "summary.md").read_text()
     assert "## Registration" in text
-    assert "## Leak and blur" in text
+    assert "## Leak, blur and scale" in text
 
 
 def test_validation_list_scores_as_in_training(run_config, run_dir):

@@ -132,6 +132,19 @@ def test_slices_at_once_make_no_difference(translate, source):
     np.testing.assert_allclose(one.get_fdata(), many.get_fdata(), atol=1e-2)
 
 
+def test_mirror_images_are_averaged(translate, source, tmp_path):
+    """A volume and its mirror image then have translations that are mirror images."""
+    volume = nib.load(source)
+    mirrored = nib.Nifti1Image(np.asarray(volume.dataobj)[::-1], volume.affine)
+    path = write(tmp_path / "mirrored.nii.gz", mirrored)
+
+    def asymmetry(**settings):
+        one, other = (next(iter(translate(image, **settings).values())).get_fdata() for image in (source, path))
+        return np.abs(one - other[::-1]).mean()
+
+    assert asymmetry(test_time_flips=[0]) < 0.01 * asymmetry()
+
+
 def test_numpy_slice(translate, source, tmp_path):
     """The authors' layout; a slice alone is translated as it is within its volume."""
     middle = np.asarray(nib.load(source).dataobj)[:, :, 3]

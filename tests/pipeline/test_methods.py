@@ -17,7 +17,7 @@ def test_there_are_seventeen_in_the_order_of_the_paper_and_then_ours():
     names = ["pix2pix", "cyclegan-nc", "reggan", "cyclegan", "cyclegan-c+r"]
     names += [f"{backbone}-{mode}" for backbone in ("unit", "munit", "nicegan") for mode in ("nc", "nc+r", "c", "c+r")]
     names += ["reggan-affine", "reggan-true", "pix2pix-unet", "reggan-affine-unet"]
-    names += ["pix2pix-fixed", "reggan-fixed", "pix2pix-registered", "reggan-registered"]
+    names += ["pix2pix-fixed", "reggan-fixed", "pix2pix-registered", "reggan-registered", "pix2pix-unet-registered"]
     assert list(METHODS) == names
     assert [method.name for method in METHODS.values()] == names
 
@@ -77,5 +77,6 @@ def test_another_registration_ends_a_name_where_there_is_one():
 
 def test_what_is_done_to_pairs_ends_a_name():
     assert method_name("cyclegan", {"pixel": 100}, ["registered"]) == "pix2pix-registered"
+    assert method_name("cyclegan", {"pixel": 100}, ["registered", "unet"]) == "pix2pix-unet-registered"
     assert method_name("cyclegan", ADVERSARIAL | CORRECTION, ["fixed", "affine"]) == "reggan-affine-fixed"
     assert method_name("cyclegan", ADVERSARIAL | CORRECTION, ["anew"]) == "reggan"

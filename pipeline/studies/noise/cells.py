@@ -96,7 +96,7 @@ def run_cell(folder: Path, parent: int) -> None:
 
 def train(chain: Sequence[str], settings: Mapping[str, Any], folder: Path, progress: Progress) -> int:
     """Train, from the last checkpoint where there is one; returns the number of steps."""
-    workflow = ConfigWorkflow(chain, **settings, resume=(folder / "checkpoints" / LAST).is_file())
+    workflow = ConfigWorkflow(chain, **settings, resume=last_checkpoint(folder).is_file())
     workflow.initialize()
     trainer: Engine = workflow.part("train#trainer")
     trainer.add_event_handler(Events.ITERATION_COMPLETED, progress)
@@ -111,8 +111,13 @@ def evaluate(chain: Sequence[str], settings: Mapping[str, Any], folder: Path, sp
         [*chain, "evaluate.json"],
         **settings,
         split=split,
-        checkpoint=str(folder / "checkpoints" / LAST),
+        checkpoint=str(last_checkpoint(folder)),
     )
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """File that a cell goes on from, and that is scored; there once the first has been written."""
+    return folder / "checkpoints" / LAST
 
 
 def is_finished(folder: Path) -> bool:

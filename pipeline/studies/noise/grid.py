@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,9 @@ class Study:
         noise: noise levels by kind, such as ``{"affine": [0, 5], "nonaffine": [5]}``.
         method_noise: the same, by its name, for a method that is run at other levels than the rest: one that does not
             compare with the target, such as CycleGAN, need not be run at all of them.
+        method_start: by its name, for a method that goes on from the model of another: that other method, which stands
+            before it in ``methods`` and is run at its levels, too. It starts from the last checkpoint of the same
+            noise, seed and data set.
         seeds: of the runs.
         datasets: folder by name; None for the phantom that the project makes.
         phantom: what that phantom is made of, such as ``{"subjects": (1, 1, 1), "resolution": 8.0}``; it then lies in
@@ -89,6 +92,7 @@ class Study:
     methods: tuple[str, ...]
     noise: Mapping[str, tuple[float, ...]]
     method_noise: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
+    method_start: Mapping[str, str] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     datasets: Mapping[str, str | None] = field(default_factory=lambda: {DEFAULT_DATASET: None})
     phantom: Mapping[str, Any] | None = None
@@ -121,6 +125,7 @@ class Study:
             _check_known(method, self.methods, "method_noise")
         for noise in (self.noise, *self.method_noise.values()):
             _check_noise(noise)
+        self._check_starts()
         if self.steps is not None and (
             isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1
         ):
@@ -176,7 +181,7 @@ class Study:
                 values[entry] = _as_tuple(entry, values[entry])
         if values.get("phantom") is None:
             values.pop("phantom", None)
-        for entry in ("datasets", "settings", "method_noise", "method_settings", "phantom"):
+        for entry in ("datasets", "settings", "method_noise", "method_start", "method_settings", "phantom"):
             if entry in values and not isinstance(values[entry], Mapping):
                 raise ValueError(f"{entry} must be a mapping, got {values[entry]!r}")
         values["noise"] = _as_noise("noise", values["noise"])
@@ -197,11 +202,35 @@ class Study:
         """All cells, those of the first seed and data set first, so that a first answer is there early."""
         for seed in self.seeds:
             for dataset in self.datasets:
-                grids = {method: _points(self.method_noise.get(method, self.noise)) for method in self.methods}
+                grids = {method: self.points(method) for method in self.methods}
                 for kind, level in dict.fromkeys(point for points in grids.values() for point in points):
                     for method, points in grids.items():
                         if (kind, level) in points:
                             yield Cell(method, level, kind, seed, dataset)
+
+    def start(self, cell: Cell) -> Cell | None:
+        """The cell from whose model a cell goes on; None for fresh weights."""
+        method = self.method_start.get(cell.method)
+        return None if method is None else replace(cell, method=method)
+
+    def points(self, method: str) -> list[tuple[str, float]]:
+        """Noise kinds and levels that a method is run at."""
+        noise = self.method_noise.get(method, self.noise)
+        return [(kind, level) for kind, levels in noise.items() for level in levels]
+
+    def _check_starts(self) -> None:
+        for method, start in self.method_start.items():
+            _check_known(method, self.methods, "method_start")
+            _check_known(start, self.methods, f"method_start#{method}")
+            if self.methods.index(start) >= self.methods.index(method):
+                raise ValueError(f"method_start: {method} starts from {start}, which must stand before it in methods")
+            missing = [
+                f"{kind} {level:g}" for kind, level in self.points(method) if (kind, level) not in self.points(start)
+            ]
+            if missing:
+                raise ValueError(
+                    f"method_start: {method} starts from {start}, which is not run at {', '.join(missing)}"
+                )
 
     def chain(self, cell: Cell) -> list[str]:
         """Names of the configs that the cell is trained with."""
@@ -220,10 +249,6 @@ class Study:
         if self.steps is not None:
             settings["max_epochs"] = f"$max(1, round({self.steps} / len(@train#dataloader)))"
         return settings
-
-
-def _points(noise: Mapping[str, Sequence[float]]) -> list[tuple[str, float]]:
-    return [(kind, level) for kind, levels in noise.items() for level in levels]
 
 
 def _check_noise(noise: Mapping[str, Sequence[float]]) -> None:

@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 from tqdm import tqdm
@@ -26,6 +26,7 @@ from pipeline.studies.noise.cells import (
     LOG_FILE,
     STOP_FILE,
     is_finished,
+    last_checkpoint,
     read_cases,
     read_done,
     read_progress,
@@ -115,24 +116,37 @@ class StudyRunner:
             ValueError: nobody answers at ``scheduler``.
         """
         waiting = [cell for cell in self.cells if not self.finished(cell)]
-        done = len(self.cells) - len(waiting)
+        finished = len(self.cells) - len(waiting)
         interval = SHOW_INTERVAL[sys.stderr.isatty()]
         running: dict[Future[int], Cell] = {}
+
+        def begin() -> None:
+            for cell in [cell for cell in waiting if self._can_start(cell)]:
+                waiting.remove(cell)
+                running[submit(cell)] = cell
+
         for cell in waiting:
             (self.folder(cell) / STOP_FILE).unlink(missing_ok=True)
         with ExitStack() as stack:
             submit = self._submitter(stack)
             bar = stack.enter_context(
-                tqdm(total=len(self.cells), initial=done, desc=self.study.name, unit="cell", bar_format=BAR)
+                tqdm(total=len(self.cells), initial=finished, desc=self.study.name, unit="cell", bar_format=BAR)
             )
             try:
-                running.update({submit(cell): cell for cell in waiting})
+                begin()
                 while running:
-                    for future in wait(running, interval, FIRST_COMPLETED).done:
+                    done = wait(running, interval, FIRST_COMPLETED).done
+                    for future in done:
                         self._note(running.pop(future), future, bar)
+                    if done:
+                        begin()
                     shares = sum(read_progress(self.folder(cell))[0] for cell in running.values())
-                    bar.n = round(len(self.cells) - len(running) + shares, 2)
+                    bar.n = round(len(self.cells) - len(running) - len(waiting) + shares, 2)
                     bar.refresh()
+                for cell in waiting:
+                    start = cast(Cell, self.study.start(cell))
+                    self.failures[cell] = f"not run: it goes on from {start.name}, which failed"
+                    bar.write(f"{cell.name}: {self.failures[cell]}", file=sys.stderr)
             finally:
                 for future, cell in running.items():
                     if not future.cancel() and self.folder(cell).is_dir():
@@ -158,7 +172,14 @@ class StudyRunner:
 
     def _task(self, cell: Cell) -> tuple[str, dict[str, Any]]:
         run = {**self.run_settings(cell), "run_name": cell.name}
+        start = self.study.start(cell)
+        if start is not None:
+            run["start_from"] = str(last_checkpoint(self.folder(start)))
         return str(self.folder(cell)), {**self.describe(cell), "run": run}
+
+    def _can_start(self, cell: Cell) -> bool:
+        start = self.study.start(cell)
+        return start is None or self.finished(start)
 
     def results(self) -> pd.DataFrame:
         """The scores of all finished cells, one row per cell and slice; also written to ``results.csv``."""
@@ -170,11 +191,13 @@ class StudyRunner:
 
     def describe(self, cell: Cell) -> dict[str, Any]:
         """Everything that the cell's result depends on, safe for JSON."""
+        start = self.study.start(cell)
         content = {
             "cell": asdict(cell),
             "chain": self.study.chain(cell),
             "settings": self.study.run_settings(cell),
             "split": self.study.split,
+            "start": None if start is None else start.name,
         }
         return json.loads(json.dumps(content))
 

@@ -219,31 +219,34 @@ def differences(units: pd.DataFrame, references: Sequence[str] = REFERENCES) -> 
     return _table(rows, ["method", "reference", "noise_kind", "noise_level", "metric"])
 
 
-def falls(units: pd.DataFrame) -> pd.DataFrame:
-    """By how much each method gets worse from level 0 to the highest level of each noise kind.
+def falls(units: pd.DataFrame, reference: str | None = None) -> pd.DataFrame:
+    """By how much each method is worse at the highest level of each noise kind than on aligned pairs.
 
     Paired by (dataset, case, seed). Positive is worse: a metric of which higher is better falls, one of which lower is
     better rises. Of metrics without a direction it is the rise.
 
     Args:
         units: see ``unit_values``.
+        reference: the method at level 0 that all are compared with; None for each method's own level 0.
 
     Returns:
         As ``summarise``, ``noise_level`` being the highest level of the kind in all results; no row for a method that
-        lacks that level or level 0.
+        lacks that level, or whose reference lacks level 0.
     """
     rows = []
     metrics = metrics_of(units)
     names = [metric.name for metric in metrics]
     signs = pd.Series({metric.name: -1.0 if metric.direction == "higher" else 1.0 for metric in metrics})
     # At level 0 no field is drawn, of whatever kind it would have been.
-    clean = units[units["noise_level"] == CLEAN].groupby(["method", *_PAIR])[names].mean()
+    aligned = units[units["noise_level"] == CLEAN].groupby(["method", *_PAIR])[names].mean()
     for kind, group in units[units["noise_level"] > CLEAN].groupby("noise_kind", sort=False):
         top = group["noise_level"].max()
-        noisy = group[group["noise_level"] == top].set_index(["method", *_PAIR])[names]
-        worse = ((noisy - clean) * signs).reset_index()
-        for method, part in worse.groupby("method", sort=False):
-            for metric, result in _estimates(part, metrics):
+        for method, part in group[group["noise_level"] == top].groupby("method", sort=False):
+            against = str(method) if reference is None else reference
+            if against not in aligned.index.get_level_values("method"):
+                continue
+            worse = ((part.set_index(_PAIR)[names] - aligned.loc[against]) * signs).reset_index()
+            for metric, result in _estimates(worse, metrics):
                 cell = {"method": method, "noise_kind": kind, "noise_level": top, "metric": metric.name}
                 rows.append({**cell, **asdict(result)})
     return _table(rows, ["method", "noise_kind", "noise_level", "metric"])

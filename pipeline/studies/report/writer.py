@@ -11,6 +11,7 @@ import pandas as pd
 from pipeline.files import replacing
 from pipeline.metrics.catalogue import BASELINES, CATALOGUE, Metric, columns, metrics_in, names_in
 from pipeline.reporting.tables import MISSING
+from pipeline.studies.report.claims import claims
 from pipeline.studies.report.document import Picture, Section, Table, as_html, as_markdown
 from pipeline.studies.report.exhibits import SHOWN, draw_exhibits
 from pipeline.studies.report.figures import draw_curves
@@ -18,6 +19,10 @@ from pipeline.studies.report.findings import Findings, condition_name, interval
 from pipeline.studies.report.galleries import CellSamples
 from pipeline.studies.report.statistics import CLEAN, REFERENCES
 
+CLAIMS_NOTE = [
+    "A claim is supported or contradicted where the whole interval is on one side of it, and undecided otherwise. "
+    "Numbers are positive where a method falls, is below another, or, in claims that it is better, is better."
+]
 MECHANISM = ("endpoint_error", "folded", "source_information", "high_frequency")
 
 
@@ -86,6 +91,7 @@ def write_report(
             pictures=curves["quality"],
             tables=_level_tables(findings, metrics_in("quality"), baselines=True),
         ),
+        Section("What the intervals say of the claims", text=CLAIMS_NOTE, tables=_claim_tables(findings)),
         Section("Loss from aligned to misaligned training", tables=_fall_tables(findings)),
         Section("Paired differences", tables=_difference_tables(findings)),
         Section("Galleries", pictures=pictures),
@@ -179,6 +185,11 @@ def _fall_tables(findings: Findings) -> list[Table]:
             caption = f"From level {CLEAN:g} to {'' if kind == 'affine' else 'non-affine '}level {level:g}; + is worse"
             tables.append(Table(caption, [["method", *heads], *body]))
     return tables
+
+
+def _claim_tables(findings: Findings) -> list[Table]:
+    rows = [[claim.text, claim.found, claim.verdict] for claim in claims(findings)]
+    return [Table("Claims", [["claim", "found", "by its interval"], *rows])] if rows else []
 
 
 def _difference_tables(findings: Findings) -> list[Table]:

@@ -54,6 +54,7 @@ SIDE = {
     "source_information": 1.2,
     "label_source_information": 1.5,
     "high_frequency": 0.62,
+    "linear_psnr": 23.5,
     "endpoint_error": 0.5,
     "identity_endpoint_error": 2.25,
     "folded": 0.0125,
@@ -65,7 +66,7 @@ def test_summary_has_the_other_tables_where_they_were_measured(tmp_path):
     details = {name: torch.tensor([value, value, value + 0.3]) for name, value in SIDE.items()}
     evaluate(tmp_path / "all", {"psnr": torch.tensor([20.0, 22.0, 30.0]), **details})
     plain, full = ((tmp_path / name / "summary.md").read_text() for name in ("plain", "all"))
-    assert "## Leak and blur" not in plain
+    assert "## Leak, blur and scale" not in plain
     assert "## Registration" not in plain
     assert "| prediction | 1.300 ± 0.173 | 0.720 ± 0.173 |" in full
     assert "| registration network | 0.600 ± 0.173 | 11.25% ± 17.32% |" in full

@@ -10,7 +10,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from pipeline.inference import ForegroundSliceInferer, ReadAhead
+from pipeline.inference import FlipAveragingInferer, ForegroundSliceInferer, ReadAhead
 from pipeline.io import WriteImaged, read_image
 
 
@@ -59,6 +59,26 @@ def test_slices_of_background_are_not_translated(axis):
     index[2 + axis] = {0: slice(2, 4), 1: slice(2, 5), 2: slice(3, 7)}[axis]
     expected[tuple(index)] = volume[tuple(index)] + 1
     torch.testing.assert_close(result.as_tensor(), expected)
+
+
+def test_a_shift_of_the_network_averages_out_over_mirror_images():
+    volume = torch.full((1, 1, 8, 7, 2), -1.0)
+    volume[:, :, 2:6, 2:5] = torch.rand(4, 3, 2)
+
+    def network(slices):
+        return torch.roll(slices, 1, dims=2)
+
+    one = ForegroundSliceInferer(2, flips=[0])(volume, network)
+    torch.testing.assert_close(one, (volume.roll(1, 2) + volume.roll(-1, 2)) / 2)
+    both = ForegroundSliceInferer(2, flips=[1, 0])(volume, network)
+    torch.testing.assert_close(both, one)
+    torch.testing.assert_close(ForegroundSliceInferer(2)(volume, network), volume.roll(1, 2))
+
+
+@pytest.mark.parametrize("axes", [[2], [0, 0], [-1], [True], ["0"], [0.0]])
+def test_axes_that_no_slice_has_are_not_mirrored(axes):
+    with pytest.raises(ValueError, match="test_time_flips must be axes of a slice, 0 or 1, each once, got"):
+        FlipAveragingInferer(axes)
 
 
 def source(path):

@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import mutual_info_score
 
-from pipeline.metrics import foreground_mask, high_frequency_ratio, mutual_information
+from pipeline.metrics import foreground_mask, high_frequency_ratio, linear_psnr, mutual_information, psnr
 
 SHAPES = [(64, 56), (28, 24, 26)]
 DRAW = torch.Generator().manual_seed(0)
@@ -154,6 +154,29 @@ def test_detail_of_nothing_is_undefined(shape):
     assert high_frequency_ratio(target, target, data_range=2, mask=thin).isnan().all()
     thin[:, :, 4:11] = True
     assert not high_frequency_ratio(target, target + thin, data_range=2, mask=thin).isnan().any()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_score_after_the_best_linear_map_agrees_with_least_squares(shape):
+    target, noise = make_brain(shape), make_brain(shape, seed=1)
+    pred, mask = 0.6 * target + 0.1 * noise.clamp(-0.5, 0.5) - 0.2, foreground_mask(target)
+    expected = []
+    for one, other, inside in zip(pred.double(), target.double(), mask, strict=True):
+        fitted = np.polyval(np.polyfit(one[inside], other[inside], 1), one[inside])
+        expected.append(-10 * np.log10(np.mean((fitted - other[inside].numpy()) ** 2) / 4))
+    found = linear_psnr(pred, target, data_range=2, mask=mask)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert (found > psnr(pred, target, data_range=2, mask=mask)).all()
+    torch.testing.assert_close(found, linear_psnr(-3 * pred + 5, target, data_range=2, mask=mask))
+
+
+def test_score_after_the_best_linear_map_of_a_flat_or_missing_image():
+    target = make_brain((64, 56))
+    mask = foreground_mask(target)
+    flat = linear_psnr(torch.full_like(target, 0.3), target, data_range=2, mask=mask)
+    mean = torch.stack([one[inside].mean() for one, inside in zip(target, mask, strict=True)]).view(-1, 1, 1, 1)
+    torch.testing.assert_close(flat, psnr(mean.expand_as(target), target, data_range=2, mask=mask))
+    assert linear_psnr(target, target, data_range=2, mask=torch.zeros_like(mask)).isnan().all()
 
 
 def test_refusals():

@@ -213,7 +213,7 @@ def test_updating_never_waits_for_the_device(score):
 def test_refusals():
     with pytest.raises(
         ValueError,
-        match=r"score must be a function or one of nmae, .*, ssim, source_information, high_frequency, mae, got 'psrn'",
+        match=r"score must be a function or one of nmae, .*, high_frequency, linear_psnr, mae, got 'psrn'",
     ):
         CaseMetric("psrn")
     with pytest.raises(KeyError, match="no 'intensity_map' to score; it holds label, pred, source"):

@@ -55,6 +55,7 @@ SIDE = {
     "source_information": 1.2,
     "label_source_information": 1.5,
     "high_frequency": 0.62,
+    "linear_psnr": 23.5,
     "endpoint_error": 0.5,
     "identity_endpoint_error": 2.25,
     "folded": 0.0125,
@@ -64,10 +65,10 @@ SIDE = {
 def test_what_else_was_measured_has_tables_of_its_own():
     lines = ScoreTable({**METRICS, **SIDE}).text().splitlines()
     assert lines[: len(ScoreTable(METRICS).text().splitlines())] == ScoreTable(METRICS).text().splitlines()
-    leak, registration = lines.index("Leak and blur:"), lines.index("Registration:")
+    leak, registration = lines.index("Leak, blur and scale:"), lines.index("Registration:")
     assert [line.split() for line in lines[leak + 4 : leak + 6]] == [
-        ["prediction", "1.200", "0.620"],
-        ["true", "target", "1.500", "-"],
+        ["prediction", "1.200", "0.620", "23.50"],
+        ["true", "target", "1.500", "-", "-"],
     ]
     assert [line.split() for line in lines[registration + 4 :]] == [
         ["registration", "network", "0.500", "1.25%"],

@@ -66,6 +66,13 @@ def test_a_cell_says_what_it_sets(tmp_path):
     assert pix2pix.name == "mine-pix2pix-affine5-seed0"
 
 
+def test_a_method_may_start_from_another():
+    study = Study.from_mapping({**LEAST, "method_start": {"reggan": "pix2pix"}, "seeds": [3]})
+    starts = {cell.name: study.start(cell) for cell in study.cells()}
+    assert starts["phantom-pix2pix-affine5-seed3"] is None
+    assert starts["phantom-reggan-affine5-seed3"] == Cell("pix2pix", 5, "affine", 3, "phantom")
+
+
 def test_half_levels_stay_what_they_are():
     study = Study.from_mapping({**LEAST, "noise": {"affine": [2.5]}})
     assert study.run_settings(next(study.cells()))["noise_level"] == 2.5
@@ -90,6 +97,15 @@ def test_half_levels_stay_what_they_are():
         ({"steps": 5, "settings": {"max_epochs": 3}}, "both say how long to train"),
         ({"settings": {"seed": 3}}, r"settings must not hold \['seed'\]"),
         ({"method_settings": {"reggan": {"output_dir": "x"}}}, r"settings must not hold \['output_dir'\]"),
+        ({"method_start": {"cyclegan": "pix2pix"}}, "method_start must be among pix2pix, reggan, got 'cyclegan'"),
+        ({"method_start": {"reggan": "cyclegan"}}, "method_start#reggan must be among pix2pix, reggan, got 'cyclegan'"),
+        ({"method_start": {"pix2pix": "reggan"}}, "pix2pix starts from reggan, which must stand before it"),
+        ({"method_start": {"reggan": "reggan"}}, "reggan starts from reggan, which must stand before it"),
+        (
+            {"method_start": {"reggan": "pix2pix"}, "method_noise": {"pix2pix": {"affine": [0]}}},
+            "reggan starts from pix2pix, which is not run at affine 5",
+        ),
+        ({"method_start": ["reggan"]}, "method_start must be a mapping"),
         ({"datasets": {}}, "datasets must name at least one"),
         ({"datasets": {"../up": None}}, "names must be made of letters"),
         ({"split": "training"}, "split must be test or validation, got 'training'"),

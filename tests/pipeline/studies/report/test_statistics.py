@@ -78,6 +78,22 @@ def test_fall_is_positive_where_a_method_gets_worse():
     assert "late" not in table.index.get_level_values("method")
 
 
+def test_fall_below_another_method_on_aligned_pairs():
+    rows = [("a", 0.0, 30.0), ("a", 5.0, 26.0), ("b", 0.0, 29.0), ("b", 5.0, 28.5)]
+    units = pd.DataFrame(
+        [
+            {"method": method, "noise_level": level, "noise_kind": "affine", "seed": seed, "dataset": "d"}
+            | {"case": case, "psnr": psnr + seed}
+            for method, level, psnr in rows
+            for case in "xy"
+            for seed in (0, 1)
+        ]
+    )
+    assert dict(falls(units).set_index("method")["mean"]) == pytest.approx({"a": 4, "b": 0.5})
+    assert dict(falls(units, "a").set_index("method")["mean"]) == pytest.approx({"a": 4, "b": 1.5})
+    assert falls(units, "c").empty
+
+
 def test_one_patient_and_one_seed_have_no_interval():
     result = estimate(units(1, 1), "psnr")
     assert math.isfinite(result.mean)

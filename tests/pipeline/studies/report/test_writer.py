@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from pipeline.reporting import panels
 from pipeline.studies.report import figures
+from pipeline.studies.report.claims import claims
 from pipeline.studies.report.findings import Findings
 from pipeline.studies.report.galleries import CellSamples, error_limit, shared_slices
 from pipeline.studies.report.writer import write_report
@@ -143,6 +144,19 @@ def test_sentences_follow_from_the_numbers(make_results):
     assert "18.0" in text
     assert "above reggan" in text  # the intensity map
     assert "registration of pix2pix" not in text
+
+
+def test_claims_are_judged_by_their_intervals(make_results):
+    """The made-up Pix2Pix falls by 8 dB, RegGAN by 2; aligned they are 0.5 dB apart."""
+    found = {claim.text: claim.verdict for claim in claims(Findings(make_results()))}
+    assert found["pix2pix falls by at most 0.25 dB PSNR from level 0 to level 5"] == "contradicted"
+    assert found["reggan is better than pix2pix at level 5, in PSNR"] == "supported"
+    assert found["cyclegan is better than pix2pix at non-affine level 5, in PSNR"] in ("undecided", "contradicted")
+    assert found["reggan at level 5 is at most 0.5 dB PSNR below pix2pix on aligned pairs"] == "contradicted"
+
+    few = make_results(seeds=1, datasets={"phantom": 1}, levels=[("affine", 0.0), ("affine", 5.0)])
+    assert {claim.verdict for claim in claims(Findings(few))} == {"no interval"}
+    assert claims(Findings(make_results(levels=[("affine", 0.0)]))) == []
 
 
 def test_an_interval_around_zero_is_said(make_results):
