@@ -113,7 +113,7 @@ class Model:
             logger.warning("%s holds no intensity map: that baseline is left out", self.path)
             return found
         intensity_map = IntensityMap()
-        intensity_map.load_state_dict(state)
+        load_strictly(intensity_map, state, self.path)
         return {**found, "intensity_map": intensity_map.to(device)}
 
 
@@ -129,8 +129,14 @@ def refuse_unsound(state: Mapping[str, Any], path: str | Path) -> None:
         raise CheckpointError(str(error)) from error
 
 
-def load_strictly(network: nn.Module, state: Mapping[str, Any], path: str | Path) -> None:
-    """Load weights, all of them and no others.
+def load_strictly(network: nn.Module, state: Mapping[str, Any], path: object, assign: bool = False) -> None:
+    """Load weights, all of them and no others: the one way in which a network gets any.
+
+    Args:
+        network: gets them.
+        state: a state dictionary; what it does not say beside its tensors is taken from the network.
+        path: where they are from, for messages.
+        assign: give the network these very tensors, in place of their values; for one that has none, on "meta".
 
     Raises:
         CheckpointError: naming the first tensors that differ, and the settings that do.
@@ -156,10 +162,10 @@ def load_strictly(network: nn.Module, state: Mapping[str, Any], path: str | Path
             f"{path} was not made by this {type(network).__name__} (other widths, backbone or mode); use the config "
             f"chain it was trained with. {len(faults)} tensors differ:\n  {shown}{more}"
         )
-    network.load_state_dict(state)
+    network.load_state_dict(state, assign=assign)
 
 
-def check_signature(network: nn.Module, state: Mapping[str, Any], path: str | Path) -> None:
+def check_signature(network: nn.Module, state: Mapping[str, Any], path: object) -> None:
     """Refuse weights of another backbone, and for training also those of another mode or kind of registration.
 
     Raises:
