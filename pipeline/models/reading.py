@@ -25,14 +25,14 @@ class CheckpointError(ModelError):
     """A checkpoint that cannot be read or does not fit; the message says which and why."""
 
 
-def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a file written by ``torch.save``, without running any code in it, its checksums verified.
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a file written by ``torch.save``, onto the CPU, without running any code in it, its checksums verified.
 
     Raises:
         CheckpointError: if the file is missing, damaged, or holds more than tensors and plain values.
     """
     try:
-        content = load_tensors(path, map_location)
+        content = load_tensors(path)
     except UnreadableFileError as error:
         raise CheckpointError(f"checkpoint {error}") from error
     if not isinstance(content, dict):
