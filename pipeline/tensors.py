@@ -36,14 +36,13 @@ def save_tensors(content: Any, path: str | Path) -> None:
         torch.save(content, file)
 
 
-def load_tensors(path: str | Path, map_location: Any = "cpu", *, allow_legacy: bool = False) -> Any:
-    """Read what ``torch.save`` wrote, without running any code in the file, and only if it is as it was written.
+def load_tensors(path: str | Path, *, allow_legacy: bool = False) -> Any:
+    """Read what ``torch.save`` wrote, onto the CPU, running no code of the file, and only if it is as it was written.
 
     PyTorch itself does not look at the checksums in its files: a flipped bit would come out as another weight.
 
     Args:
         path: file of tensors and plain values, such as a state dictionary.
-        map_location: device for the tensors.
         allow_legacy: also read the format of PyTorch before 1.6, which has no checksums, so that damage to it can go
             unseen.
 
@@ -69,7 +68,7 @@ def load_tensors(path: str | Path, map_location: Any = "cpu", *, allow_legacy: b
                 )
         file.seek(0)  # from the very file that was verified, even if another has taken its name meanwhile
         try:
-            return torch.load(file, map_location=map_location, weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # whatever the bytes of a foreign file make the unpickler raise
             if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which stands for a jump out of a cut file
                 raise

@@ -46,6 +46,42 @@ NEIGHBOURS = {
 }
 
 
+# What is done in one place: calls by their names, and the files that make them; where it is not the home: why.
+HOMES = {
+    "images come in and go out": (
+        r"(nib|nibabel)\.(load|save)|itk\.im(read|write)|(pydicom\.)?dcmread|(Load|Save)Imaged?|ITK(Read|Writ)er|np\.load",
+        "pipeline/io/",
+        {
+            "pipeline/data/phantom.py": "makes its own volumes, of which no source has a header",
+            "pipeline/studies/stand_ins.py": "likewise",
+            "pipeline/data/store.py": "arrays of the store are no images",
+            "pipeline/reporting/samples.py": "nor are those of pictures",
+            "pipeline/label_app/studies.py": "hands a series that io has written on to a server",
+        },
+    ),
+    "tensors are read": (r"torch\.load", "pipeline/tensors.py", {}),
+    "weights go into a network": (
+        r".*\bload_state_dict",
+        "pipeline/models/reading.py",
+        {
+            "pipeline/handlers/checkpoint.py": "optimisers and the like, which are no networks",
+            "pipeline/engines/schedule.py": "the schedule's own",
+        },
+    ),
+    "configs are run and opened": (
+        r"(\w+\.)?(ConfigParser|bundle\.ConfigWorkflow)|.*\bread_config|.*\brun_bundle",
+        "pipeline/workflow.py",
+        {"pipeline/chain.py": "reads them as MONAI's command does, to say what is wrong with them"},
+    ),
+    "work goes to other processes": (
+        r"(subprocess\.)?Popen|.*ProcessPoolExecutor|.*LocalCluster|os\.fork|multiprocessing\.\w+",
+        "pipeline/jobs.py",
+        {"pipeline/studies/timing.py": "a peak of memory is that of a process that has done nothing else"},
+    ),
+    "the stack is walked": (r"sys\._getframe", "pipeline/settings.py", {}),
+}
+
+
 def project():
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -116,3 +152,18 @@ def test_imports_run_downwards_only():
 def test_every_room_is_on_a_floor():
     rooms = {f"pipeline.{path.stem}" for path in (ROOT / "pipeline").iterdir() if not path.name.startswith("_")}
     assert rooms <= set().union(*FLOORS)
+
+
+@pytest.mark.parametrize("what", HOMES)
+def test_everything_has_one_home(what):
+    """What makes such calls, or derives from such classes, is the home, or named with a reason."""
+    pattern, home, others = HOMES[what]
+    found = set()
+    for path in (path for folder in ("pipeline", "transforms", "scripts") for path in (ROOT / folder).rglob("*.py")):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        used = [node.func for node in nodes if isinstance(node, ast.Call)]
+        used += [base for node in nodes if isinstance(node, ast.ClassDef) for base in node.bases]
+        if any(re.fullmatch(pattern, ast.unparse(use)) for use in used):
+            found.add(path.relative_to(ROOT).as_posix())
+    assert any(path.startswith(home) for path in found), f"{home} does not do it any more"
+    assert {path for path in found if not path.startswith(home)} == set(others)

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pipeline.models import load_strictly
+
 Shape = tuple[int, ...]
 Backbone = Literal["cyclegan", "unit", "munit", "nicegan"]
 Role = Literal["generator", "discriminator", "registration", "autoencoder", "encoder"]
@@ -91,7 +93,7 @@ def check_values(tensors: Mapping[str, Tensor]) -> None:
 def fill(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Give a network that was built by `on_meta` its weights, in single precision."""
     plain = {name: tensor.detach().float().contiguous() for name, tensor in tensors.items()}
-    network.load_state_dict(plain, strict=True, assign=True)
+    load_strictly(network, plain, "the file", assign=True)
 
 
 def in_order(

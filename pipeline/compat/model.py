@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipeline.compat import nicegan
 from pipeline.compat.common import Backbone, ImportedFile, WeightsError
 from pipeline.compat.recipe import Known, imported_recipe
-from pipeline.models import EXTRA_STATE, Recipe
+from pipeline.models import EXTRA_STATE, ModelError, Recipe, load_strictly
 from pipeline.networks import MUNITGenerator, NICEEncoder, NICEGenerator, ResNetGenerator, UNITGenerator
 
 _NETWORKS: dict[tuple[Backbone, str], type[nn.Module]] = {
@@ -111,10 +111,9 @@ class ImportedModel:
             translator = recipe.translator({})
         state = {**tensors, EXTRA_STATE: translator.get_extra_state()}
         try:
-            translator.load_state_dict(state, strict=True, assign=True)
-        except RuntimeError as error:
-            first = " ".join(str(error).split("\n\t")[:2])
-            raise WeightsError(f"the weights are not those of their recipe: {first}") from error
+            load_strictly(translator, state, "the imported model", assign=True)
+        except ModelError as error:
+            raise WeightsError(f"the weights are not those of their recipe: {error}") from error
         return translator.inference_state_dict()
 
 

@@ -25,14 +25,14 @@ class CheckpointError(ModelError):
     """A checkpoint that cannot be read or does not fit; the message says which and why."""
 
 
-def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a file written by ``torch.save``, without running any code in it, its checksums verified.
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a file written by ``torch.save``, onto the CPU, without running any code in it, its checksums verified.
 
     Raises:
         CheckpointError: if the file is missing, damaged, or holds more than tensors and plain values.
     """
     try:
-        content = load_tensors(path, map_location)
+        content = load_tensors(path)
     except UnreadableFileError as error:
         raise CheckpointError(f"checkpoint {error}") from error
     if not isinstance(content, dict):
@@ -113,7 +113,7 @@ class Model:
             logger.warning("%s holds no intensity map: that baseline is left out", self.path)
             return found
         intensity_map = IntensityMap()
-        intensity_map.load_state_dict(state)
+        load_strictly(intensity_map, state, self.path)
         return {**found, "intensity_map": intensity_map.to(device)}
 
 
@@ -129,8 +129,14 @@ def refuse_unsound(state: Mapping[str, Any], path: str | Path) -> None:
         raise CheckpointError(str(error)) from error
 
 
-def load_strictly(network: nn.Module, state: Mapping[str, Any], path: str | Path) -> None:
-    """Load weights, all of them and no others.
+def load_strictly(network: nn.Module, state: Mapping[str, Any], path: object, assign: bool = False) -> None:
+    """Load weights, all of them and no others: the one way in which a network gets any.
+
+    Args:
+        network: gets them.
+        state: a state dictionary; what it does not say beside its tensors is taken from the network.
+        path: where they are from, for messages.
+        assign: give the network these very tensors, in place of their values; for one that has none, on "meta".
 
     Raises:
         CheckpointError: naming the first tensors that differ, and the settings that do.
@@ -156,10 +162,10 @@ def load_strictly(network: nn.Module, state: Mapping[str, Any], path: str | Path
             f"{path} was not made by this {type(network).__name__} (other widths, backbone or mode); use the config "
             f"chain it was trained with. {len(faults)} tensors differ:\n  {shown}{more}"
         )
-    network.load_state_dict(state)
+    network.load_state_dict(state, assign=assign)
 
 
-def check_signature(network: nn.Module, state: Mapping[str, Any], path: str | Path) -> None:
+def check_signature(network: nn.Module, state: Mapping[str, Any], path: object) -> None:
     """Refuse weights of another backbone, and for training also those of another mode or kind of registration.
 
     Raises:

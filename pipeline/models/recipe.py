@@ -56,12 +56,12 @@ def _or_null(kind: Mapping[str, Any], text: str) -> dict[str, Any]:
     return {"anyOf": [dict(kind), {"type": "null"}], "description": text}
 
 
-def _section(text: str, properties: Mapping[str, Any], optional: Collection[str] = ()) -> dict[str, Any]:
+def _section(text: str, properties: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
         "description": text,
         "properties": dict(properties),
-        "required": [name for name in properties if name not in optional],
+        "required": list(properties),
         "additionalProperties": False,
     }
 

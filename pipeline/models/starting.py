@@ -38,7 +38,6 @@ class StartingPoint:
         path: ``model.pt``, ``best.pt`` or ``last.pt`` of another training, or None for fresh weights. Networks that
             only training has, such as the discriminator, are taken from the file, or from the ``checkpoints/best.pt``
             beside it if that holds the same weights, and start anew where they are in neither.
-
         trusted_modules: modules beside the project's whose classes the recipe may name.
 
     Raises:

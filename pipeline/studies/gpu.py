@@ -23,14 +23,13 @@ from typing import Any, NamedTuple
 import torch
 from ignite.engine import Events
 from monai.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.engines import PrepareBatch, TranslationTrainer, seed_all
 from pipeline.engines.acceleration import Compiled
 from pipeline.reporting.tables import markdown_table
 from pipeline.studies.cost import make_translator
 from pipeline.studies.stand_ins import TINY_NETWORKS, InMemory, training, write_untrained, write_volume
-from pipeline.studies.timing import Work, plain_step
+from pipeline.studies.timing import Work, flops, optimizers, plain_step
 from pipeline.workflow import ConfigWorkflow
 from transforms import RandDeformationNoised
 
@@ -207,19 +206,13 @@ def make_trainer(variant: Variant, device: torch.device, size: int, network_size
     torch.manual_seed(0)
     translator, weights = make_translator(METHOD, network_size)
     translator.to(device)
-    settings: dict[str, Any] = {"lr": 1e-4, "betas": (0.5, 0.999), "weight_decay": 1e-4}
-    settings["fused"] = variant.schedule == "ours"
-    sides = translator.generator_parameters(), translator.discriminator_parameters()
-    optimizers = [torch.optim.Adam(list(parameters), **settings) for parameters in sides]
     batch = {name: torch.rand(variant.batch, 1, size, size, device=device) * 2 - 1 for name in ("image", "label")}
-    generator_optimizer, discriminator_optimizer = optimizers
     return TranslationTrainer(
         device,
         1,
         [batch],
         translator,
-        generator_optimizer,
-        discriminator_optimizer,
+        *optimizers(translator, fused=variant.schedule == "ours"),
         weights,
         amp=variant.precision == "bf16",
         compile=variant.compile,
@@ -298,10 +291,7 @@ def _operations(variant: Variant, device: torch.device, size: int, network_size:
     """Floating-point operations of a step of that schedule, two for a multiplication with its addition."""
     key = (variant.schedule, size, network_size)
     if key not in _COUNTED:
-        step = make_step(Variant(variant.schedule), device, size, network_size)
-        with FlopCounterMode(display=False) as counter:
-            step()
-        _COUNTED[key] = counter.get_total_flops()
+        _COUNTED[key] = flops(make_step(Variant(variant.schedule), device, size, network_size))
     return _COUNTED[key] * variant.batch
 
 

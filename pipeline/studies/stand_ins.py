@@ -92,16 +92,15 @@ def write_untrained(path: Path, size: int = 96, **settings: Any) -> None:
     torch.save(network.inference_state_dict(), path)
 
 
-def write_volume(path: Path, shape: Sequence[int], voxel: float = 1.0) -> Path:
-    """A head of noise, 16-bit whole numbers: an ellipsoid that leaves the first and last slices empty.
+def write_volume(path: Path, shape: Sequence[int]) -> Path:
+    """A head of noise at 1 mm, 16-bit whole numbers: an ellipsoid that leaves the first and last slices empty.
 
     Args:
         path: of the file, NIfTI.
         shape: voxels along the three axes.
-        voxel: their size in mm.
     """
     axes = [np.linspace(-1, 1, length, dtype=np.float32) for length in shape]
     inside = sum((axis / 0.85) ** 2 for axis in np.ix_(*axes)) < 1
     values = np.random.default_rng(0).normal(500, 100, tuple(shape)).clip(1, 1000)
-    nib.save(nib.Nifti1Image((values * inside).astype(np.int16), np.diag([voxel, voxel, voxel, 1.0])), path)
+    nib.save(nib.Nifti1Image((values * inside).astype(np.int16), np.eye(4)), path)
     return path

@@ -27,11 +27,11 @@ def random_pair(size: int, device: torch.device) -> dict[str, Tensor]:
     return {name: torch.rand(1, 1, size, size, device=device) * 2 - 1 for name in ("image", "label")}
 
 
-def optimizers(translator: Translator) -> tuple[Optimizer, Optimizer]:
+def optimizers(translator: Translator, fused: bool = False) -> tuple[Optimizer, Optimizer]:
     """The paper's optimisers of G and of D."""
-    settings: dict[str, Any] = {"lr": 1e-4, "betas": (0.5, 0.999), "weight_decay": 1e-4}
+    settings: dict[str, Any] = {"lr": 1e-4, "betas": (0.5, 0.999), "weight_decay": 1e-4, "fused": fused}
     sides = translator.generator_parameters(), translator.discriminator_parameters()
-    generator, discriminator = (torch.optim.Adam(parameters, **settings) for parameters in sides)
+    generator, discriminator = (torch.optim.Adam(list(parameters), **settings) for parameters in sides)
     return generator, discriminator
 
 

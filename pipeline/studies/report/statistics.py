@@ -124,10 +124,8 @@ def left_out(results: pd.DataFrame) -> list[str]:
     return notes
 
 
-def estimate(
-    units: pd.DataFrame, name: str, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = SEED
-) -> Estimate:
-    """Mean of one column over units, with a percentile bootstrap interval.
+def estimate(units: pd.DataFrame, name: str, resamples: int = RESAMPLES, seed: int = SEED) -> Estimate:
+    """Mean of one column over units, with a percentile bootstrap interval of `CONFIDENCE`.
 
     Patients and seeds are drawn with replacement, each apart from the other, and a unit counts as often as its patient
     was drawn times as often as its seed was: the crossed bootstrap of Owen (The pigeonhole bootstrap, Annals of Applied
@@ -138,7 +136,6 @@ def estimate(
         units: ``dataset``, ``case``, ``seed`` and the column, each (dataset, case, seed) at most once.
         name: the column; nan values are left out.
         resamples: how often to draw.
-        confidence: share of the resampled means inside the interval.
         seed: of the draws; the same input gives the same interval.
 
     Raises:
@@ -164,7 +161,7 @@ def estimate(
         total = ((of_patients @ np.where(present, values, 0)) * of_seeds).sum(axis=1)
         count = ((of_patients @ present.astype(float)) * of_seeds).sum(axis=1)
         means = total[count > 0] / count[count > 0]  # a draw may hit only units that are missing
-        tail = 50 * (1 - confidence)
+        tail = 50 * (1 - CONFIDENCE)
         low, high = (float(value) for value in np.percentile(means, [tail, 100 - tail]))
     return Estimate(float(values[present].mean()), low, high, patients, seeds, int(present.sum()))
 
