@@ -161,6 +161,7 @@ def _settings() -> list[Setting]:
         Setting("deterministic", "text", "auto", "auto, true or false: the same result each time on a GPU"),
         Setting("max_epochs", "whole", "11", "passes over the training slices", least=1),
         Setting("batch_size", "whole", "2", "slices in a step, of all processes together", least=1),
+        Setting("accumulation", "whole", "1", "batches in a step of the optimisers", least=1),
         Setting("learning_rate", "number", "0.0007", "of both optimisers", least=0),
         Setting("decay_epochs", "whole", "3/4 of max_epochs", "over the last so many the rate falls linearly", least=0),
         Setting("ema_decay", "number", "0", "of the running mean of the weights; 0 for none", least=0, most=0.9999),

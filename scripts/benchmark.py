@@ -22,7 +22,7 @@ import platform
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,12 @@ from pipeline.inference import Exporter, find_volumes
 from pipeline.studies import gpu
 from pipeline.studies.gpu import Variant, loop_times, make_step
 from pipeline.studies.stand_ins import TINY_NETWORKS, InMemory, training, write_untrained, write_volume
-from pipeline.studies.timing import in_turns, peak_memory
+from pipeline.studies.timing import checked_out, in_turns, peak_memory, steps_in_turns
 from pipeline.translators import MUNITTranslator
 from pipeline.workflow import ConfigWorkflow
 from transforms import RandDeformationNoised
 
+ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("step", "loop", "data", "memory", "onnx", "store")
 STEPS = {"plain": Variant("plain"), "ours": Variant(), "ours, bf16": Variant(precision="bf16")}
 
@@ -57,6 +58,9 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=100, help="iterations of each timed pass (default: 100)")
     parser.add_argument("--rounds", type=int, default=7, help="timed passes of the loop (default: 7)")
     parser.add_argument("--only", choices=PARTS, help="measure one part (default: all, onnx on a CPU alone)")
+    parser.add_argument(
+        "--against", metavar="COMMIT", help="measure the default training's step on a CPU against that of a commit"
+    )
     parser.add_argument("--gpu", action="store_true", help="measure what one GPU does, in place of all else")
     parser.add_argument("--seconds", type=float, default=200, help="time for --gpu in all (default: 200)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures of --gpu to this file")
@@ -87,6 +91,9 @@ def main() -> None:
         "onnx": lambda: report_onnx(args.rounds),
         "store": report_store,
     }
+    if args.against is not None:
+        report_against(args.against, args.steps)
+        return
     for part in PARTS if args.only is None else [args.only]:
         if part != "onnx" or device.type == "cpu":
             parts[part]()
@@ -96,17 +103,31 @@ def main() -> None:
 def report_step(size: int, steps: int, device: torch.device, network_size: str = "paper") -> None:
     """(a) One step against the plain schedule, in single precision and in bfloat16.
 
-    On a CPU the seconds are those that this process computes, whatever others do on the machine meanwhile.
+    Each runs in a process of its own, since the trainer also sets how memory is allocated.
     """
-    works = {name: make_step(STEPS[name], device, size, network_size) for name in STEPS}
-    times = in_turns(works, steps, device, of_cpu=device.type == "cpu")
-    median = {name: statistics.median(seconds) for name, seconds in times.items()}
-    print(
-        f"(a) Step at {size}x{size}, batch 1, {network_size} networks: plain schedule {1e3 * median['plain']:.0f} ms;"
-    )
+    common = ["--size", str(size), "--network_size", network_size, "--device", str(device)]
+    kinds = {"plain": ["--schedule", "plain"], "ours": [], "ours, bf16": ["--bf16"]}
+    times = steps_in_turns({name: (ROOT, [*common, *kind]) for name, kind in kinds.items()}, steps)
+    plain = 1e3 * statistics.median(times["plain"])
+    print(f"(a) Step at {size}x{size}, batch 1, {network_size} networks: plain schedule {plain:.0f} ms;")
     for name, goal in (("ours", "0.80"), ("ours, bf16", "0.46")):
-        ratio = statistics.median(a / b for a, b in zip(times[name], times["plain"], strict=True))
-        print(f"    {name} {1e3 * median[name]:.0f} ms, ratio {ratio:.3f} (median of {steps}; goal on a CPU: {goal})")
+        print(f"    {_against(name, 'plain', times)} (goal on a CPU: {goal})")
+
+
+def report_against(commit: str, rounds: int, size: int = 96, steps: int = 5) -> None:
+    """(g) A step of the default training on a CPU, against that of an earlier commit."""
+    arguments = ["--size", str(size), "--network_size", "small", "--batch", "2"]
+    with checked_out(commit) as folder:
+        times = steps_in_turns({commit: (folder, arguments), "now": (ROOT, arguments)}, rounds, steps)
+    before = 1e3 * statistics.median(times[commit])
+    print(f"(g) Step at {size}x{size}, batch 2, default networks: commit {commit} {before:.1f} ms;")
+    print(f"    {_against('now', commit, times)} (goal against 5e4f953: 0.80)")
+
+
+def _against(name: str, other: str, times: Mapping[str, Sequence[float]]) -> str:
+    ratio = statistics.median(a / b for a, b in zip(times[name], times[other], strict=True))
+    rounds = len(times[name])
+    return f"{name} {1e3 * statistics.median(times[name]):.1f} ms, ratio {ratio:.3f} (median of {rounds})"
 
 
 def report_loop(iterations: int, rounds: int, device: torch.device) -> None:

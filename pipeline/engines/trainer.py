@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from pipeline.engines.acceleration import Compiled, check_compile
 from pipeline.engines.batch import PrepareBatch
+from pipeline.engines.memory import kept_memory
 from pipeline.engines.processes import average_gradients, draw_for_all
 from pipeline.losses import WeightedSum
 from pipeline.translators import Translator
@@ -46,9 +47,16 @@ class TranslationTrainer(Trainer):
         compile: how a step is run, see `pipeline.engines.acceleration.COMPILE`; "off" as it is written. What cannot be
             done here is said with the reason, and left out.
         channels_last: keep the weights and images of two-dimensional networks with the channels last.
+        accumulation: batches of one step of both optimisers, which is then that of one batch with all their samples
+            (where terms are means over a batch, as all here are). The last step of an epoch has the batches that are
+            left. What is drawn at random is drawn for each batch.
+
+    Attributes:
+        stepped: whether the last iteration ended in a step of the optimisers.
 
     Raises:
-        ValueError: if the translator has a discriminator and no optimiser for it, or the reverse.
+        ValueError: if the translator has a discriminator and no optimiser for it, or the reverse; if accumulation is
+            below 1, or above it with CUDA graphs, which write gradients over those of the batch before.
     """
 
     def __init__(
@@ -67,9 +75,16 @@ class TranslationTrainer(Trainer):
         amp: bool = False,
         compile: str = "off",  # noqa: A002 - the setting's name
         channels_last: bool = False,
+        accumulation: int = 1,
     ) -> None:
         self.network = network
         self.compile = check_compile(compile)
+        if accumulation < 1:
+            raise ValueError(f"accumulation must be at least 1 batch, got {accumulation}")
+        if accumulation > 1 and self.compile == "reduce-overhead":
+            raise ValueError(f"accumulation must be 1 where compile is reduce-overhead, got {accumulation}")
+        self.accumulation = accumulation
+        self.stepped = False
         self.channels_last = channels_last
         self.generator_optimizer = generator_optimizer
         self.discriminator_optimizer = discriminator_optimizer
@@ -98,7 +113,8 @@ class TranslationTrainer(Trainer):
     def run(self) -> None:
         """Train until ``max_epochs``."""
         # Not Trainer.run: it makes a gradient scaler, which bfloat16 does not need.
-        Workflow.run(self)
+        with kept_memory(self.state.device):
+            Workflow.run(self)
 
     def _iteration(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
         batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
@@ -109,6 +125,7 @@ class TranslationTrainer(Trainer):
             torch.compiler.cudagraph_mark_step_begin()  # what the step before gave back may be overwritten now
         tensors = {name: self._laid_out(value) for name, value in batch.items() if isinstance(value, Tensor)}
 
+        self._first, self.stepped, self._share = self._place_in_step()
         self._train_discriminator(False)
         outputs, generator_terms = self._generator_terms(tensors | draw_for_all(self.network.draw, tensors))
         self._update(self.generator_optimizer, generator_terms)
@@ -156,11 +173,24 @@ class TranslationTrainer(Trainer):
         for parameter in self._discriminator_parameters:
             parameter.requires_grad_(on)
 
+    def _place_in_step(self) -> tuple[bool, bool, float]:
+        """Whether this batch is the first and the last one of a step, and its share of the step's loss."""
+        if self.accumulation == 1:
+            return True, True, 1.0
+        length = self.state.epoch_length or self.state.iteration
+        place = (self.state.iteration - 1) % length
+        within = place % self.accumulation
+        count = min(self.accumulation, length - place + within)
+        return within == 0, within + 1 == count, 1 / count
+
     def _update(self, optimizer: Optimizer, terms: Mapping[str, Tensor]) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        self.weighted_sum(terms).backward()
-        average_gradients(optimizer)
-        optimizer.step()
+        if self._first:
+            optimizer.zero_grad(set_to_none=True)
+        loss = self.weighted_sum(terms)
+        (loss if self._share == 1 else self._share * loss).backward()
+        if self.stepped:
+            average_gradients(optimizer)
+            optimizer.step()
 
 
 class _Terms:

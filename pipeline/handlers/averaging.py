@@ -42,7 +42,7 @@ class WeightAverage:
     def attach(self, engine: Engine) -> None:
         """Register on a trainer."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._put_back)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._update)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._put_in)
 
     def state_dict(self) -> dict[str, Any]:
@@ -65,6 +65,10 @@ class WeightAverage:
     def _weights(self) -> dict[str, Tensor]:
         named = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
         return self.network.without_training_only(named)
+
+    def _after_iteration(self, engine: Engine) -> None:
+        if getattr(engine, "stepped", True):  # or else the weights are those of before
+            self._update()
 
     def _update(self) -> None:
         weights = self._weights()

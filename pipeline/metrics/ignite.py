@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import ignite.distributed as idist
@@ -30,10 +30,13 @@ class ValuePerCase(Metric):
 
     Args:
         keys: what of `engine.state.output` the metric is made from, as `values` takes it.
+        once: these are the same in every epoch: what the first one came to is given again at later ones.
     """
 
-    def __init__(self, keys: Sequence[str]) -> None:
+    def __init__(self, keys: Sequence[str], once: bool = False) -> None:
         self.keys = tuple(keys)
+        self.once = once
+        self._known: list[torch.Tensor] = []  # of an epoch before, by batch
         self.case_values = torch.empty(0)
         super().__init__(output_transform=self._select)
 
@@ -52,6 +55,12 @@ class ValuePerCase(Metric):
         Args:
             output: the tensors of `keys`.
         """
+        number = len(self._batches)
+        if number < len(self._known):
+            if len(self._known[number]) == len(output[0]):
+                self._batches.append(self._known[number])
+                return
+            self._known = []  # these are others
         values, counts = self.values(*output)
         counts = torch.ones_like(values) if counts is None else counts.to(values.dtype)
         self._batches.append(torch.stack([values, counts], dim=1))
@@ -66,6 +75,8 @@ class ValuePerCase(Metric):
         scored = evenly_divisible_all_gather(local)
         if len(scored) == 0:
             raise NotComputableError(f"{type(self).__name__} of {self.keys[0]!r} has seen no case")
+        if self.once:
+            self._known = self._batches
         self.case_values, counts = scored.cpu().unbind(1)
         return float(self.case_values[counts > 0].double().mean())
 
@@ -94,6 +105,7 @@ class CaseMetric(ValuePerCase):
         masked: whether to keep to the target's foreground; None for the catalogue's word, or True of a function.
         reference: key of the image to compare with; None for the catalogue's word, or the target ("label") of a
             function.
+        once: see `ValuePerCase`.
 
     Raises:
         ValueError: when there is no such score.
@@ -105,6 +117,7 @@ class CaseMetric(ValuePerCase):
         candidate: str = PREDICTION,
         masked: bool | None = None,
         reference: str | None = None,
+        once: bool = False,
     ) -> None:
         known = CATALOGUE.get(score) if isinstance(score, str) else None
         function = score if known is None else known.score
@@ -114,7 +127,7 @@ class CaseMetric(ValuePerCase):
         self.score = function
         self.masked = masked if masked is not None else known is None or known.masked
         own = TARGET if known is None else known.reference
-        super().__init__((candidate, own if reference is None else reference, TARGET))
+        super().__init__((candidate, own if reference is None else reference, TARGET), once)
 
     def values(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Score candidate against reference over the target's foreground; cases without any do not count."""
@@ -186,6 +199,7 @@ def case_metrics(
     extra: Mapping[str, Sequence[str]] | bool = False,
     registration: bool = False,
     drift: bool = False,
+    once: Collection[str] = (),
 ) -> dict[str, ValuePerCase]:
     """Make the metrics of an evaluation: every score for every candidate.
 
@@ -196,6 +210,8 @@ def case_metrics(
             group "content".
         registration: whether to add those of `RegistrationMetric`.
         drift: whether to add those of `DriftMetric`, which cost a dozen translations and registrations of each batch.
+        once: candidates that are the same in every epoch of the same cases in the same order, as baselines are in a
+            training: they are scored in the first.
 
     Returns:
         Metrics by name: "psnr" for the prediction, "source_psnr" and the like for other candidates; those of the
@@ -210,7 +226,9 @@ def case_metrics(
     wanted = [(score, candidate) for candidate in candidates for score in scores]
     wanted += [(score, candidate) for score, some in extra.items() for candidate in some]
     metrics: dict[str, ValuePerCase] = {
-        score if candidate == PREDICTION else f"{candidate}_{score}": CaseMetric(score, candidate)
+        score if candidate == PREDICTION else f"{candidate}_{score}": CaseMetric(
+            score, candidate, once=candidate in once
+        )
         for score, candidate in wanted
     }
     if registration:

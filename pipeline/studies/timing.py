@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -96,6 +102,64 @@ def in_turns(
             if round_:
                 times[name].append(seconds)
     return times
+
+
+def steps_in_turns(
+    runs: Mapping[str, tuple[Path, Sequence[str]]], rounds: int, steps: int = 1
+) -> dict[str, list[float]]:
+    """Time steps of RegGAN in turns, each kind in a process of its own, after one round to warm up.
+
+    Args:
+        runs: by name, the folder of a checkout and arguments of `pipeline.studies.step_process`.
+        rounds: that count.
+        steps: of each kind in a round.
+
+    Returns:
+        Seconds of a step by name: on a CPU those that its process computes.
+
+    Raises:
+        RuntimeError: a process ended; why, it has said itself.
+    """
+    program = Path(__file__).with_name("step_process.py").read_text(encoding="utf-8")
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    with contextlib.ExitStack() as stack:
+        processes = {}
+        for name, (folder, arguments) in runs.items():
+            command = [sys.executable, "-c", program, *arguments]  # imports from the folder it is started in
+            environment = {**os.environ, "PYTHONPATH": str(folder)}
+            process = subprocess.Popen(
+                command, cwd=folder, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            stack.callback(process.wait)
+            stack.callback(process.stdin.close)  # type: ignore[union-attr] # it is a pipe
+            processes[name] = process
+        for round_ in range(rounds + 1):
+            for name, process in processes.items():
+                print(steps, file=process.stdin, flush=True)
+                answer = process.stdout.readline()  # type: ignore[union-attr]
+                if not answer:
+                    raise RuntimeError(f"the process that measures {name!r} ended with code {process.wait()}")
+                if round_:
+                    times[name].append(float(answer))
+    return times
+
+
+@contextlib.contextmanager
+def checked_out(commit: str) -> Iterator[Path]:
+    """A folder with the files of a commit of this repository, removed afterwards.
+
+    Raises:
+        ValueError: there is no such commit.
+    """
+    root = Path(__file__).resolve().parents[2]
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder) / "files.tar"
+        command = ["git", "-C", str(root), "archive", f"--output={archive}", commit]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise ValueError(f"{commit!r} is no commit that git can read in {root}: {done.stderr.strip()}")
+        shutil.unpack_archive(archive, Path(folder) / "files")
+        yield Path(folder) / "files"
 
 
 def peak_memory(make_step: Callable[..., Work], *arguments: Any, device: torch.device) -> float:

@@ -106,6 +106,7 @@ def test_two_processes_train_what_one_does(alone, dataset_dir, tmp_path):
         (2, ("munit.json",), {"spatial_size": 64}),
         (2, ("unit.json",), {"spatial_size": 64}),
         (2, ("nicegan.json",), {"spatial_size": 64}),
+        (2, (), {"batch_size": 2, "accumulation": 3, "ema_decay": 0.5}),
     ],
 )
 def test_methods_are_the_same_in_several_processes(dataset_dir, tmp_path, processes, chain, settings):
@@ -121,10 +122,11 @@ def test_it_goes_on_with_another_number_of_processes(dataset_dir, tmp_path):
     for epoch, processes in enumerate((2, 1, 4, 2), 1):
         train(processes, tmp_path / "run", dataset_dir, max_epochs=epoch, decay_epochs=0, resume=epoch > 1)
     assert_same(state(tmp_path / "alone"), state(tmp_path / "run"))
-    # With as many as before, to the bit.
+    # With as many as before, to the bit; also where steps have two batches each.
     for name, epochs in (("whole", [2]), ("parts", [1, 2])):
         for epoch in epochs:
-            train(2, tmp_path / name, dataset_dir, max_epochs=epoch, decay_epochs=0, resume=epoch != epochs[0])
+            options = {"max_epochs": epoch, "decay_epochs": 0, "resume": epoch != epochs[0], "accumulation": 2}
+            train(2, tmp_path / name, dataset_dir, **options)
     assert_same(state(tmp_path / "whole"), state(tmp_path / "parts"), tolerance=0)
 
 

@@ -6,8 +6,10 @@ import copy
 
 import pytest
 import torch
+from ignite.engine import Events
 
 from pipeline.engines import PrepareBatch, TranslationTrainer, linear_decay
+from pipeline.handlers import WeightAverage
 
 
 def optimizers(translator):
@@ -93,6 +95,67 @@ def test_step_equals_the_algorithm_written_out(make_translator, batch, reggan_we
     d.step()
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], value, msg=name)
+
+
+CYCLEGAN = {"adversarial": 1.0, "cycle": 10.0}
+
+
+def in_parts(batch, *sizes):
+    """A batch in smaller ones."""
+    parts = {name: value.split(sizes) for name, value in batch.items()}
+    return [{name: parts[name][number] for name in batch} for number in range(len(sizes))]
+
+
+def train_in_parts(translator, batches, accumulation, weights, max_epochs=2, **kwargs):
+    translator.double()
+    average = WeightAverage(translator, 0.5)
+    options = {"max_epochs": max_epochs, "train_handlers": [average], "accumulation": accumulation, **kwargs}
+    trainer = make_trainer(translator, batches, weights, **options)
+    trainer.run()
+    return {name: value for name, value in translator.state_dict().items() if isinstance(value, torch.Tensor)}, trainer
+
+
+@pytest.fixture
+def four():
+    torch.manual_seed(3)
+    return {name: torch.rand(4, 1, 32, 32, dtype=torch.float64) * 2 - 1 for name in ("image", "label")}
+
+
+@pytest.mark.parametrize("weights", [None, CYCLEGAN], ids=["reggan", "cyclegan, with its pools"])
+@pytest.mark.parametrize(("sizes", "accumulation"), [((2, 2), 2), ((1, 1, 1, 1), 4)])
+def test_accumulated_batches_are_one_large_batch(make_translator, reggan_weights, four, weights, sizes, accumulation):
+    weights = weights or reggan_weights
+    whole, _ = train_in_parts(make_translator(weights), [four], 1, weights)
+    parts, _ = train_in_parts(make_translator(weights), in_parts(four, *sizes), accumulation, weights)
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-10, atol=1e-12, msg=name)
+    # Not as without accumulation, or nothing was shown.
+    one_by_one, _ = train_in_parts(make_translator(weights), in_parts(four, *sizes), 1, weights)
+    assert any(not torch.allclose(one_by_one[name], value, rtol=1e-6) for name, value in whole.items())
+
+
+def test_the_last_step_of_an_epoch_has_the_batches_that_are_left(make_translator, reggan_weights, four):
+    """Three batches of one sample, two in a step: as batches of two and of one."""
+    three = in_parts(four, 1, 1, 1, 1)[:3]
+    stepped = []
+
+    def watch(engine):
+        stepped.append(engine.stepped)
+
+    parts, trainer = train_in_parts(make_translator(), three, 2, reggan_weights)
+    whole, _ = train_in_parts(make_translator(), in_parts(four, 2, 1, 1)[:2], 1, reggan_weights)
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-10, atol=1e-12, msg=name)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, watch)
+    trainer.state.max_epochs = 4
+    trainer.run()
+    assert stepped == [False, True, True] * 2
+
+
+@pytest.mark.parametrize(("accumulation", "compiled"), [(0, "off"), (2, "reduce-overhead")])
+def test_accumulation_that_cannot_be_is_refused(make_translator, batch, reggan_weights, accumulation, compiled):
+    with pytest.raises(ValueError, match="accumulation must be"):
+        make_trainer(make_translator(), [batch], reggan_weights, accumulation=accumulation, compile=compiled)
 
 
 def test_losses_stay_on_the_device_detached(make_translator, batch, reggan_weights):

@@ -263,3 +263,36 @@ def test_uneven_processes_see_all_cases(tmp_path):
         shared = torch.load(tmp_path / f"{rank}.pt")
         assert shared["mean"] == pytest.approx(alone.metrics["psnr"], rel=1e-6)
         torch.testing.assert_close(shared["cases"], alone.metric_details["psnr"])
+
+
+def test_what_is_the_same_in_every_epoch_is_scored_in_the_first():
+    outputs, scored = make_outputs(), []
+
+    def score(candidate, reference, **options):
+        scored.append(len(candidate))
+        return psnr(candidate, reference, **options)
+
+    metrics = {"psnr": CaseMetric(score), "source_psnr": CaseMetric(score, "source", once=True)}
+    engine = Engine(lambda engine, batch: batch)
+    for name, metric in metrics.items():
+        metric.attach(engine, name)
+    first = engine.run(outputs)
+    means, details = dict(first.metrics), dict(first.metric_details)
+    assert scored == [4, 4, 3, 3, 1, 1]
+    for _ in range(2):
+        engine.run(outputs)
+    assert scored == [4, 4, 3, 3, 1, 1] + 2 * [4, 3, 1]
+    assert engine.state.metrics == means
+    for name, values in details.items():
+        assert torch.equal(engine.state.metric_details[name], values), name
+    others = make_outputs((2, 3), seed=1)
+    engine.run(others)
+    fresh = run({"source_psnr": CaseMetric(score, "source")}, others)
+    assert torch.equal(engine.state.metric_details["source_psnr"], fresh.metric_details["source_psnr"])
+
+
+def test_baselines_of_a_training_are_scored_once():
+    metrics = case_metrics(once=("source", "intensity_map"))
+    assert {name for name, metric in metrics.items() if metric.once} == {
+        f"{candidate}_{score}" for candidate in ("source", "intensity_map") for score in ("psnr", "ssim", "nmae")
+    }
