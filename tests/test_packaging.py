@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -167,3 +168,14 @@ def test_everything_has_one_home(what):
             found.add(path.relative_to(ROOT).as_posix())
     assert any(path.startswith(home) for path in found), f"{home} does not do it any more"
     assert {path for path in found if not path.startswith(home)} == set(others)
+
+
+def test_the_size_of_the_house_is_counted():
+    """By tests/size.py, which docs/architecture.md names."""
+    said = subprocess.run(
+        [sys.executable, ROOT / "tests" / "size.py"], capture_output=True, text=True, check=True
+    ).stdout
+    rooms = {line.split("`")[1] for line in said.splitlines() if line.startswith("|")}
+    assert {"pipeline/io", "pipeline/*.py", "scripts", "tests", "transforms"} <= rooms
+    shown = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
+    assert set(shown) == rooms, "docs/architecture.md shows other folders than there are"

@@ -123,6 +123,7 @@ RULES = (
     ),
     Rule(r"(storescu|dicomweb_client) .*", "elsewhere", ("tests/bundles/test_dicom.py", "C-STORE")),
     Rule(r"python scripts/translate_dicom\.py .*", "elsewhere", ("tests/bundles/test_dicom.py", "translate_dicom")),
+    Rule(r"python tests/size\.py", "elsewhere", ("tests/test_packaging.py", "tests/size.py")),
     # the zoo
     Rule(
         r"python -m monai\.bundle ckpt_export .*",
