@@ -56,7 +56,7 @@ def write_image(path: str | os.PathLike[str], voxels: Any, like: MetaTensor, com
     shape = shape_in_file(like)
     if array.size != np.prod(shape):
         raise ValueError(f"{path}: expected the voxels of an image of shape {shape}, got {array.shape}")
-    array = np.ascontiguousarray(array.reshape(shape))
+    array = array.reshape(shape)
     count = array.size - int(np.isfinite(array).sum())
     if count:
         raise ValueError(
@@ -72,7 +72,7 @@ def write_image(path: str | os.PathLike[str], voxels: Any, like: MetaTensor, com
             found = read_image(beside)
         except Exception as error:  # each library has exceptions of its own
             raise OSError(f"{path} could not be written: {str(error).strip() or type(error).__name__}") from error
-        same = np.array_equal(found.as_tensor().numpy().ravel(), array.ravel())
+        same = np.array_equal(found.as_tensor().numpy().reshape(array.shape), array)
         if not same or not np.allclose(found.affine.numpy(), affine, atol=AFFINE_TOLERANCE):
             raise OSError(f"{path} could not be written: what was read back is not what was written; is the disk full?")
         for part in sorted(folder.iterdir(), key=lambda part: part == beside):  # the named file last
