@@ -238,8 +238,8 @@ def report_starts(
                     row[name] = [one.shared for one in start(place, data, steps, settings=settings, **how)]
             rows.append(row)
             print(
-                f"{count} pairs: first start {first.seconds:.0f} s, {first.cpu:.1f} s of CPU, {first.ready:.1f} with waiting;"
-                f" second {second.seconds:.0f} s, {second.cpu:.1f} s of CPU",
+                f"{count} pairs: first start {first.seconds:.0f} s, {first.cpu:.1f} s of CPU, "
+                f"{first.ready:.1f} with waiting; second {second.seconds:.0f} s, {second.cpu:.1f} s of CPU",
                 file=sys.stderr,
                 flush=True,
             )
@@ -283,7 +283,6 @@ def _said(rows: Sequence[dict[str, Any]]) -> str:
         resident = [(one.first["VmHWM"], one.first["Rss"], one.last["Rss"]) for one in (first, second)]
         both = [" + ".join(f"{share:.0f}" for share in row.get(name, [])) or "-" for name in ("together", "ranks")]
         memory.append((str(row["pairs"]), *(f"{size:.0f}" for sizes in resident for size in sizes), *both))
-    return (
-        f"Sizes in MiB, times in seconds; cores that computed, of those that were wanted:\n\n{markdown_table(starts)}\n\nResident memory in MiB, of two at a time each "
-        f"one's share:\n\n{markdown_table(memory)}\n"
-    )
+    about = "Sizes in MiB, times in seconds; cores that computed, of those that were wanted:"
+    shares = "Resident memory in MiB, of two at a time each one's share:"
+    return f"{about}\n\n{markdown_table(starts)}\n\n{shares}\n\n{markdown_table(memory)}\n"
