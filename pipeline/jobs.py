@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, as_completed
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ def run_all(
     jobs: int,
     failed: Callable[[Task, Exception], Result],
     scheduler: str | None = None,
+    name: Callable[[Task], str] = lambda task: "",
 ) -> Iterator[tuple[Task, Result]]:
     """Do the work of all tasks.
 
@@ -41,6 +43,7 @@ def run_all(
         failed: makes the result of a task whose work raised an error, or whose process died (``KilledWorker``); the
             other tasks go on.
         scheduler: see `engine`.
+        name: what a task is called, beside its work's name, where a cluster shows what it does.
 
     Yields:
         Tasks with their results, as they are done.
@@ -57,7 +60,8 @@ def run_all(
             yield outcome(task, partial(work, task))
         return
     with engine(jobs, scheduler) as pool:
-        futures = {pool.submit(work, task): task for task in tasks}
+        kind = getattr(work, "__name__", "work").replace("_", " ")
+        futures = {pool.submit(work, task, key=task_key(kind, name(task))): task for task in tasks}
         try:
             for future in as_completed(futures):
                 yield outcome(futures[future], future.result)
@@ -102,6 +106,17 @@ def engine(jobs: int, scheduler: str | None = None) -> Iterator[Executor]:
         raise ValueError(f"scheduler must be the address of a Dask scheduler, got {scheduler!r}: {error}") from error
     with client:
         yield client.get_executor(pure=False)
+
+
+def task_key(*names: str) -> str:
+    """A key under which Dask's dashboard shows a task by name, and that no other task has.
+
+    Args:
+        names: what the task is; those that share the first are counted together.
+    """
+    # Dask counts together what is the same up to the first dash that no letter follows, and takes a key that is there
+    # already for the same work.
+    return "- ".join([*(name.replace("-", " ") for name in names if name), uuid.uuid4().hex])
 
 
 def end_with_parent(parent: int) -> None:

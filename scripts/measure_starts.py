@@ -2,8 +2,9 @@
 
 For each number of pairs, the README's command for training runs as a user runs it: with an empty store, again with a
 filled one, twice at the same time on one store, and as one training of two processes. Times are up to the end of the
-first step. CPU seconds a pair and busy cores are those beyond the run with the fewest pairs. Memory is what a process
-has resident; of two at a time, the share that is its own of it (PSS). Data and stores are deleted at the end.
+first step. CPU seconds a pair and cores are those beyond the run with the fewest pairs: how many computed, and how many
+would have, had other programs left them (Linux's account of threads that wait for a core). Memory is what a process has
+resident; of two at a time, its share of it (PSS). Data and stores are deleted at the end.
 """
 
 from __future__ import annotations

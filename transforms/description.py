@@ -14,6 +14,8 @@ from monai.data.utils import to_affine_nd
 from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor
 
+from transforms.foreground import every
+
 __all__ = [
     "DESCRIPTION_KEY",
     "DescribeVolumed",
@@ -109,8 +111,8 @@ def find_slice_axis(spacing: Sequence[float], lengths: Sequence[int]) -> int | N
 
 
 def _percentiles(tensor: torch.Tensor) -> tuple[float, float]:
-    voxels = tensor.detach().cpu().reshape(-1)
-    values = voxels[:: -(-voxels.numel() // MOST_VOXELS)].to(torch.float32).numpy()
+    voxels = tensor.detach().cpu().to(torch.float32).numpy()
+    values = every(voxels, -(-voxels.size // MOST_VOXELS))
     above = values[values > values.min()]
     low, high = PERCENTILES
     return float(np.percentile(values, low)), float(np.percentile(above if len(above) else values, high))

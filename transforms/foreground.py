@@ -59,7 +59,7 @@ def _sides(volume: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     parts = []
     for side in range(volume.ndim):
         if side != axis and volume.shape[side] > 1:
-            parts += [np.take(volume, (0, -1), side).ravel()]
+            parts += [volume[(slice(None),) * side + (end,)].ravel() for end in (0, -1)]  # np.take would turn it round
     return np.concatenate(parts) if parts else volume.ravel()
 
 
@@ -69,10 +69,21 @@ def _through(shape: Sequence[int], spacing: Sequence[float]) -> int:
     return min(range(len(shape)), key=lambda axis: (spacing[axis] < 0.95 * thickest, shape[axis], -axis))
 
 
+def every(values: np.ndarray, step: int) -> np.ndarray:
+    """Every so many-th of an image's values, counted along the last axis first, however they lie in memory."""
+    if values.flags.c_contiguous:
+        return values.ravel()[::step]
+    return values[np.unravel_index(np.arange(0, values.size, step), values.shape)]
+
+
+def inside(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """An image's values where a mask is True, in no order that one may rely on."""
+    return values.T[mask.T] if values.flags.f_contiguous else values[mask]
+
+
 def sample(values: np.ndarray) -> np.ndarray:
     """Values spread evenly over an image, as many as a histogram takes."""
-    flat = values.ravel()
-    return flat[:: max(1, flat.size // SAMPLES)]
+    return every(values, max(1, values.size // SAMPLES))
 
 
 def _most_common(values: np.ndarray) -> tuple[float, float]:
@@ -177,15 +188,19 @@ def foreground_mask(
     if low == high:
         return np.zeros(volume.shape, bool)
     found = find_background(volume, spacing) if background is None else background
-    mask = np.ones(volume.shape, bool) if found.padding is None else volume != found.padding
+    mask = np.ones_like(volume, bool) if found.padding is None else volume != found.padding
     if found.air is not None:
-        mask &= (volume < found.air[0]) | (volume > found.air[1])
+        low, high = found.air  # one of which is infinite
+        mask &= volume > high if low == -np.inf else volume < low
     if mask.all() or not mask.any():
         return mask
-    return _body(mask, spacing)
+    through = _through(mask.shape, spacing)
+    if mask.flags.f_contiguous:  # in the order in which it lies in memory
+        return _body(mask.T, spacing[::-1], mask.ndim - 1 - through).T
+    return _body(mask, spacing, through)
 
 
-def _body(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+def _body(mask: np.ndarray, spacing: Sequence[float], through: int) -> np.ndarray:
     """The largest component, without what hangs on it by a thin plate, with its holes filled."""
     # A voxel more on each side: where the field goes on, the end of the box is a surface.
     box = tuple(
@@ -194,8 +209,7 @@ def _body(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     )
     inner = np.ascontiguousarray(mask[box])
     # Filled first, so that opening finds lungs and ventricles solid.
-    solid = _fill(inner, spacing)
-    through = _through(mask.shape, spacing)
+    solid = _fill(inner, through)
     # In a small image a few voxels are much of the patient; across thick slices a plate is as long as the patient.
     most = [max(length // 24, int(length > 8)) for length in inner.shape]
     thick = [axis == through and spacing[axis] > 1.5 * min(spacing) for axis in range(mask.ndim)]
@@ -206,13 +220,21 @@ def _body(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
         reach = [0] * mask.ndim
     labels, count = ndimage.label(core)
     if count > 1:
-        sizes = np.bincount(labels.ravel())
+        sizes = np.zeros(count + 1, np.int64)
+        for part in labels:  # part by part, since it makes 64 bits of each label
+            sizes += np.bincount(part.ravel(), minlength=count + 1)
         sizes[0] = 0
-        core = (sizes >= max(COMPANION * sizes.max(), 1))[labels]
+        kept = sizes >= max(COMPANION * sizes.max(), 1)
+        core = kept[labels] if kept.sum() > 1 else labels == kept.argmax()
     # Back to the skin, and a voxel further, where the image says that there is something.
     grown = _dilate(core, [steps + (steps > 0) for steps in reach]) & solid
+    # What was filled before, and has lost nothing, has no holes.
+    lost = np.flatnonzero((grown != solid).any(axis=tuple(axis for axis in range(mask.ndim) if axis != through)))
+    if lost.size:
+        part = (slice(None),) * through + (slice(int(lost[0]), int(lost[-1]) + 1),) if mask.ndim == 3 else ()
+        grown[part] = _fill(grown[part], through)
     body = np.zeros(mask.shape, bool)
-    body[box] = _fill(grown, spacing)
+    body[box] = grown
     return body
 
 
@@ -236,7 +258,7 @@ def _dilate(mask: np.ndarray, reach: Sequence[int]) -> np.ndarray:
 def _combine(operation: np.ufunc, mask: np.ndarray, reach: Sequence[int]) -> np.ndarray:
     # Shifted onto itself: for boxes this small several times as fast as ndimage's filters.
     for axis, most in enumerate(reach):
-        found = mask.copy()
+        found = mask.copy(order="K")
         for steps in range(1, min(most, mask.shape[axis] - 1) + 1):
             front, back = ((slice(None),) * axis + (part,) for part in (slice(None, -steps), slice(steps, None)))
             operation(found[front], mask[back], out=found[front])
@@ -245,20 +267,17 @@ def _combine(operation: np.ufunc, mask: np.ndarray, reach: Sequence[int]) -> np.
     return mask
 
 
-def _fill(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+def _fill(mask: np.ndarray, through: int) -> np.ndarray:
     """Fill what is enclosed within a slice."""
     # Airways and the ends of the field open cavities to the outside in 3D; within a slice they are closed.
     plane = ndimage.generate_binary_structure(mask.ndim, 1)
-    through = _through(mask.shape, spacing)
     if mask.ndim == 3:
         plane[(slice(None),) * through + (0,)] = plane[(slice(None),) * through + (2,)] = False
-    inside = [slice(1, -1)] * mask.ndim
-    if mask.ndim == 3:
-        inside[through] = slice(None)
-    edge = np.ones(mask.shape, bool)
-    edge[tuple(inside)] = False
     labels, count = ndimage.label(~mask, plane)
     open_ = np.zeros(count + 1, bool)
-    open_[np.unique(labels[edge])] = True
+    for axis in range(mask.ndim):
+        if mask.ndim == 2 or axis != through:
+            for end in (0, -1):
+                open_[np.unique(labels[(slice(None),) * axis + (end,)])] = True
     open_[0] = True
-    return mask | ~open_[labels]
+    return mask if open_.all() else mask | ~open_[labels]

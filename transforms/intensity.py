@@ -13,7 +13,7 @@ from monai.data import MetaTensor, get_track_meta
 from monai.transforms import InvertibleTransform, MapTransform, Transform
 from monai.utils import TraceKeys, TransformBackends, convert_to_tensor
 
-from transforms.foreground import Background, find_background, foreground_mask, sample
+from transforms.foreground import Background, find_background, foreground_mask, inside, sample
 from transforms.resampling import UNMEASURED_KEY
 
 __all__ = [
@@ -91,7 +91,7 @@ def _look(image: torch.Tensor, values: np.ndarray) -> tuple[np.ndarray, Backgrou
     if given is not None:
         return np.broadcast_to(given, values.shape), backgrounds[0]
     masks = [foreground_mask(channel, spacing, found) for channel, found in zip(values, backgrounds, strict=True)]
-    return np.stack(masks), backgrounds[0]
+    return masks[0][None] if len(masks) == 1 else np.stack(masks), backgrounds[0]
 
 
 def _given_mask(image: torch.Tensor) -> np.ndarray | None:
@@ -150,18 +150,19 @@ class _ScaleIntensity(InvertibleTransform):
         """
         image = convert_to_tensor(img, dtype=torch.float32, track_meta=get_track_meta())
         values = image.as_tensor() if isinstance(image, MetaTensor) else image
-        if not all(map(math.isfinite, torch.stack(torch.aminmax(values)).tolist())):  # they pass NaN on
-            raise ValueError(f"{_name_of(image)} contains NaN or infinite values and cannot be scaled")
         numbers = values.detach().cpu().numpy()
+        if not (np.isfinite(numbers.min()) and np.isfinite(numbers.max())):  # they pass NaN on
+            raise ValueError(f"{_name_of(image)} contains NaN or infinite values and cannot be scaled")
         mask, background = _look(image, numbers)
         found = self.foreground == FOUND or _given_mask(image) is not None
         low, high = self.find_window(image, mask if found else None, background)
         # Clipping first makes the lower end exactly -1, whatever lies below it (the undershoot of a cubic spline, say).
-        scaled = values.clamp(low, high).sub_(low).mul_(2.0 / (high - low)).sub_(1.0).clamp_(-1.0, 1.0)
+        scaled = values.clamp(low, high).sub_(low).mul_(2.0 / (high - low)).sub_(1.0)
+        scaled.clamp_(DARKEST - 1.0 if found else -1.0, 1.0)
         if found:
             # The mask is in the values: what is above -1 is foreground, for whoever chooses slices, scores or trains.
             outside = torch.from_numpy(~mask).to(scaled.device)
-            scaled = scaled.clamp_(min=DARKEST - 1.0).masked_fill_(outside, -1.0)
+            scaled.masked_fill_(outside, -1.0)
         if not isinstance(image, MetaTensor):
             return scaled
         result = MetaTensor(scaled, meta=dict(image.meta), applied_operations=list(image.applied_operations))
@@ -217,7 +218,7 @@ class ScaleMRIntensity(_ScaleIntensity):
     ) -> tuple[float, float]:
         """Return the background and the upper percentile of the foreground."""
         values = convert_to_tensor(image, track_meta=False).detach().cpu().numpy()
-        foreground = values[values > self.background if mask is None else mask]
+        foreground = inside(values, values > self.background if mask is None else mask)
         if foreground.size == 0:
             raise ValueError(
                 f"{_name_of(image)} has no voxel above the background value {self.background:g} "
@@ -238,21 +239,21 @@ class ScaleMRIntensity(_ScaleIntensity):
 
     def remark(self, values: np.ndarray, mask: np.ndarray, background: Background) -> Iterator[str]:
         """Say where the background is another than expected, and where it and the foreground mix."""
-        inside = values[mask]
-        if inside.size == 0 or mask.all():
+        shown = inside(values, mask)
+        if shown.size == 0 or mask.all():
             return
         level = background.level if background.air_level is None else background.air_level
-        least, most = np.percentile(sample(inside), (0.5, 99.5))
+        least, most = np.percentile(sample(shown), (0.5, 99.5))
         extent = float(most) - min(level, float(least))
         if background.bright:
             yield f"its air is brighter than the patient, about {level:.4g}: is the image inverted?"
         elif abs(level - self.background) > OFF * extent:
             yield f"its background is about {level:.4g}, expected {self.background:g}"
-        below = float((inside <= self.background).mean())
+        below = float((shown <= self.background).mean())
         if below >= MANY:
             yield (
                 f"{below:.0%} of its foreground lies at or below the background value {self.background:g} (least value "
-                f"{inside.min():.4g}): is it z-scored?"
+                f"{shown.min():.4g}): is it z-scored?"
             )
         if self.foreground == ABOVE_BACKGROUND:
             air = float((values[~mask] > self.background).sum() / max((values > self.background).sum(), 1))

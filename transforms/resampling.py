@@ -121,20 +121,31 @@ class ResampleInPlane(InvertibleTransform):
             widths[axis] = (missing // 2, missing - missing // 2)
         return widths, size
 
-    def _pad(self, image: torch.Tensor, widths: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """Pad a plain volume, or cut off where the widths are negative."""
-        return F.pad(image, [width for pair in reversed(widths) for width in pair], value=BACKGROUND)
+    def _slices(self, image: torch.Tensor, widths: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """The slices (N, C, h, w) of a plain volume, padded or, where widths are negative, cut off.
 
-    def _resize(self, image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-        """Resize the slices of a plain volume to ``size``."""
-        # The weights of a pixel add up to 1 but for rounding. Counted from the background, it is zero and
-        # stays what it is to the last bit.
+        They are counted from the background: the weights of a pixel in resizing add up to 1 but for rounding, and so
+        the background, which is zero, stays what it is to the last bit. They lie in memory one after the other, since
+        resizing strides through each many times.
+        """
         view = extract_slices(image, self.slice_axis)
-        # One slice after the other in memory: resizing strides through it many times.
-        slices = torch.sub(view, BACKGROUND, out=view.new_empty(view.shape))
+        pairs = [widths[axis] for axis in self.in_plane]
+        lengths = [length + before + after for length, (before, after) in zip(view.shape[2:], pairs, strict=True)]
+        padded = max(max(pair) for pair in pairs) > 0
+        slices = (view.new_zeros if padded else view.new_empty)((*view.shape[:2], *lengths))
+        source, place = view, slices
+        for axis, (before, after) in enumerate(pairs, 2):
+            first, last = max(-before, 0), view.shape[axis] - max(-after, 0)
+            source = source.narrow(axis, first, last - first)
+            place = place.narrow(axis, max(before, 0), last - first)
+        torch.sub(source, BACKGROUND, out=place)
+        return slices
+
+    def _resize(self, slices: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        """Slices counted from the background, resized to ``size``, as they are."""
         # monai.transforms.Resize would smooth with three dense 3D convolutions: the same picture, far slower.
-        slices = F.interpolate(slices, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
-        return stack_slices(slices, self.slice_axis).add_(BACKGROUND)
+        resized = F.interpolate(slices, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
+        return resized.add_(BACKGROUND)
 
     def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
         """Resample one volume ``(C, H, W, D)``; the result is float32."""
@@ -145,28 +156,35 @@ class ResampleInPlane(InvertibleTransform):
         measured = is_tracked and not image.meta.get(UNMEASURED_KEY, False)
         voxel = image.affine[:3, :3].norm(dim=0).tolist() if measured else None
         widths, size = self.place(plain.shape[1:], voxel)
-        padded = self._pad(plain, widths)
-        resized = self._resize(padded, size)
+        slices = self._slices(plain, widths)
+        padded = [length + before + after for length, (before, after) in zip(plain.shape[1:], widths, strict=True)]
+        resized = stack_slices(self._resize(slices, size), self.slice_axis)
         if not is_tracked:
             return resized
         result = MetaTensor(resized, meta=dict(image.meta), applied_operations=list(image.applied_operations))
         if min(min(pair) for pair in widths) < 0:
             filled = max(int((plain > BACKGROUND).sum()), 1)
-            result.meta[CROPPED_KEY] = 1 - int((padded > BACKGROUND).sum()) / filled
+            result.meta[CROPPED_KEY] = 1 - int((slices > 0).sum()) / filled
         return self.push_transform(
             result,
             affine=create_translate(3, [-before for before, _ in widths])
-            @ scale_affine(tuple(padded.shape[1:]), tuple(resized.shape[1:])),
-            extra_info={"widths": widths, "padded": list(padded.shape[1:]), "affine": image.affine},
+            @ scale_affine(tuple(padded), tuple(resized.shape[1:])),
+            extra_info={"widths": widths, "padded": padded, "affine": image.affine},
         )
 
     def inverse(self, data: torch.Tensor) -> torch.Tensor:
         """Return ``data`` on the grid that the volume had before; what was cut off is background."""
         info = self.pop_transform(data)[TraceKeys.EXTRA_INFO]
-        padded = self._resize(
-            convert_to_tensor(data, track_meta=False), [int(info["padded"][axis]) for axis in self.in_plane]
-        )
-        volume = self._pad(padded, [(-int(before), -int(after)) for before, after in info["widths"]])
+        slices = self._slices(convert_to_tensor(data, track_meta=False), [(0, 0)] * 3)
+        slices = self._resize(slices, [int(info["padded"][axis]) for axis in self.in_plane])
+        for axis, place in enumerate(self.in_plane, 2):
+            before, after = (max(int(width), 0) for width in info["widths"][place])
+            slices = slices.narrow(axis, before, slices.shape[axis] - before - after)
+        lost = [max(-int(width), 0) for axis in reversed(self.in_plane) for width in info["widths"][axis]]
+        if any(lost):
+            slices = F.pad(slices, lost, value=BACKGROUND)
+        # As the slices lie in memory: to turn a large volume round there takes longer than to resize it.
+        volume = slices.movedim(0, self.slice_axis + 1)
         if not isinstance(data, MetaTensor):
             return volume
         result = MetaTensor(volume, meta=dict(data.meta), applied_operations=list(data.applied_operations))

@@ -15,7 +15,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import torch
 
 from pipeline.data.store import open_store
 from pipeline.errors import innermost_cause
@@ -249,7 +248,7 @@ def _inspect(path: str) -> FileReport:
         report.faults.append(f"cannot be read ({_reason(error)})")
         return report
     report.shape = tuple(image.shape[1:])
-    report.faults += _check_values(image.as_tensor())
+    report.faults += _check_values(image.as_tensor().numpy())
     report.affine = image.affine.numpy()
     report.measured = not image.meta.get(UNMEASURED_KEY, False)
     determinant = float(np.linalg.det(report.affine))
@@ -272,14 +271,14 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(lines)[:300]}" if lines else type(error).__name__
 
 
-def _check_values(values: torch.Tensor) -> list[str]:
+def _check_values(values: np.ndarray) -> list[str]:
     """Return the faults in an image's values."""
-    if values.numel() == 0:
+    if values.size == 0:
         return ["holds no voxel"]
-    low, high = (float(value) for value in torch.aminmax(values))
+    low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
-        nans, infinities = int(torch.isnan(values).sum()), int(torch.isinf(values).sum())
-        return [f"holds {nans} NaN and {infinities} infinite values among {values.numel()}"]
+        nans, infinities = int(np.isnan(values).sum()), int(np.isinf(values).sum())
+        return [f"holds {nans} NaN and {infinities} infinite values among {values.size}"]
     return [f"{CONSTANT}, every value is {low:g}"] if low == high else []
 
 

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -129,8 +130,10 @@ def translate_folder(
         logger.info("%d of %d volumes are translated already", len(done), total)
     out.mkdir(parents=True, exist_ok=True)
     try:
-        for order, (fault, seconds) in run_all(carry_out, orders, jobs, _failed, scheduler):
-            name = str(Path(order.source).relative_to(root))
+        for order, (fault, seconds) in run_all(
+            translate_volume, orders, jobs, _failed, scheduler, partial(_name, root)
+        ):
+            name = _name(root, order)
             outcome = Outcome(
                 name,
                 str(Path(order.target).relative_to(out)),
@@ -149,7 +152,7 @@ def translate_folder(
     return outcomes
 
 
-def carry_out(order: Order) -> tuple[str, float]:
+def translate_volume(order: Order) -> tuple[str, float]:
     """Translate one volume; returns no fault, and the seconds that it took."""
     start = time.perf_counter()
     translation, network, device = _opened(order.checkpoint, order.sha256, order.device, order.slices_at_once)
@@ -185,6 +188,10 @@ def _state(path: Path) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return state.st_size, state.st_mtime_ns
+
+
+def _name(root: Path, order: Order) -> str:
+    return str(Path(order.source).relative_to(root))
 
 
 def _failed(order: Order, error: Exception) -> tuple[str, float]:

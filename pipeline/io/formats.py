@@ -137,7 +137,7 @@ def _read_numpy(path: Path) -> Raw:
 
 
 def _write_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray, meta: Mapping[str, Any], level: int) -> None:
-    image = nib.Nifti1Image(voxels, affine)
+    image = nib.Nifti1Image(np.asfortranarray(voxels), affine)  # as it will lie in the file
     block = np.asarray(meta.get(HEADER_KEY, []), dtype=np.uint8).tobytes()
     if block:
         # What ITK, FSL and nibabel each make of the source's header, they shall make of the result's.
@@ -157,7 +157,7 @@ def _write_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray, meta: Mappi
 
 def _volume(voxels: np.ndarray) -> np.ndarray:
     """Voxels with three axes, for formats in which a slice has no position in space otherwise."""
-    return voxels.reshape((*voxels.shape, 1)[:3])
+    return np.ascontiguousarray(voxels.reshape((*voxels.shape, 1)[:3]))
 
 
 def _write_mgh(path: Path, voxels: np.ndarray, affine: np.ndarray, _: Mapping[str, Any], level: int) -> None:

@@ -55,7 +55,8 @@ def read_image(path: str | os.PathLike[str], series: str | None = None) -> MetaT
         series: of DICOM, which series is meant, see `pipeline.io.dicom.choose_series`.
 
     Returns:
-        (1, X, Y, Z), float32, in the file's own units and axes, with its 4x4 affine to RAS in mm. The metadata are
+        (1, X, Y, Z), float32, in the file's own units and axes, with its 4x4 affine to RAS in mm. Which axis is the
+        innermost in memory is the file's, too (X in NIfTI). The metadata are
         ``filename_or_obj``, ``original_affine``, and what `pipeline.io.write_image` needs to write a result alike.
 
     Raises:
@@ -90,7 +91,8 @@ def _as_image(path: str | os.PathLike[str], raw: Raw, name: str = "") -> MetaTen
     spatial = shape[:3] + (1,) * (3 - len(shape))
     if len(shape) < 2 or any(length != 1 for length in shape[3:]):
         raise ImageError(f"has shape {tuple(shape)}, expected a 2D or 3D image of one channel")
-    voxels = torch.from_numpy(np.ascontiguousarray(raw.voxels, dtype=np.float32).reshape(1, *spatial))
+    # In the file's own order in memory: to turn a large volume round there takes longer than to unpack it.
+    voxels = torch.from_numpy(np.array(raw.voxels, dtype=np.float32, order="K")).reshape(1, *spatial)
     affine = np.asarray(raw.affine, dtype=np.float64)
     meta: dict[str, Any] = {
         "filename_or_obj": str(path),

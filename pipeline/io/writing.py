@@ -67,7 +67,7 @@ def write_image(path: str | os.PathLike[str], voxels: Any, like: MetaTensor, com
             found = read_image(beside)
         except Exception as error:  # each library has exceptions of its own
             raise OSError(f"{path} could not be written: {str(error).strip() or type(error).__name__}") from error
-        same = np.array_equal(found.as_tensor().numpy().ravel(), array.ravel())
+        same = np.array_equal(found.as_tensor().numpy().reshape(array.shape), array)
         if not same or not np.allclose(found.affine.numpy(), affine, atol=AFFINE_TOLERANCE):
             raise OSError(f"{path} could not be written: what was read back is not what was written; is the disk full?")
         for part in sorted(folder.iterdir(), key=lambda part: part == beside):  # the named file last
@@ -171,7 +171,7 @@ def write_series(
     if SOURCE_KEY not in like.meta:
         raise ImageError("is no DICOM, of which alone a DICOM series can be derived")
     array, affine = _on_grid(voxels, like, folder)
-    return write_derived(folder, array, like.meta[SOURCE_KEY], affine, derivation, pseudonyms)
+    return write_derived(folder, np.ascontiguousarray(array), like.meta[SOURCE_KEY], affine, derivation, pseudonyms)
 
 
 def _on_grid(voxels: Any, like: MetaTensor, place: object) -> tuple[np.ndarray, np.ndarray]:
@@ -181,7 +181,7 @@ def _on_grid(voxels: Any, like: MetaTensor, place: object) -> tuple[np.ndarray, 
     if array.size != np.prod(shape):
         raise ValueError(f"{place}: expected the voxels of an image of shape {shape}, got {array.shape}")
     affine = np.asarray(like.meta[AFFINE_KEY], dtype=np.float64).reshape(4, 4)
-    return np.ascontiguousarray(array.reshape(shape)), affine
+    return array.reshape(shape), affine
 
 
 class WriteSeriesd(MapTransform):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from pipeline.reporting.tables import markdown_table
 
 MARKS = "marks.jsonl"
 INTERVAL = 25  # iterations
+SAMPLING = 0.3  # seconds
 COARSE = 8  # voxels of the texture
 MEBI = 2**20
 
@@ -104,6 +106,7 @@ class Start:
     Attributes:
         seconds: from the command to the end of the first step.
         cpu: seconds that it computed until then.
+        ready: seconds that its threads computed, or could have but for other programs; 0 where Linux does not tell.
         first: its memory then, see `Marks`.
         last: its memory at the end of the training.
         shared: its share of resident memory in MiB, at most, while all processes of the measurement were training.
@@ -111,6 +114,7 @@ class Start:
 
     seconds: float
     cpu: float
+    ready: float
     first: dict[str, float]
     last: dict[str, float]
     shared: float
@@ -142,6 +146,7 @@ def start(
         environment = {**os.environ, "PYTHONPATH": str(project_dir())}
         with logs[-1].open("wb") as stream:
             processes.append(subprocess.Popen(line, stdout=stream, stderr=subprocess.STDOUT, cwd=run, env=environment))
+    ready = [_ready(process, log.parent) for process, log in zip(processes, logs, strict=True)] if ranks == 1 else [0.0]
     for log, process in zip(logs, processes, strict=True):
         if process.wait():
             raise RuntimeError("\n".join(log.read_text(errors="replace").strip().splitlines()[-20:]))
@@ -151,11 +156,23 @@ def start(
     ]
     since, until = max(lines[0]["time"] for lines in notes), min(lines[-1]["time"] for lines in notes)
     found = []
-    for lines in notes:
+    for number, lines in enumerate(notes):
         shares = [line["Pss"] for line in lines if since <= line["time"] <= until]
         first, last = lines[0], lines[-1]
-        found.append(Start(first["time"] - began, first["cpu"], first, last, max(shares, default=last["Pss"])))
+        found.append(Start(first["time"] - began, first["cpu"], ready[number], first, last, max(shares)))
     return found
+
+
+def _ready(process: subprocess.Popen[bytes], run: Path) -> float:
+    """Seconds that a process's threads computed or waited for a core, until its first step or its end."""
+    seconds: dict[str, float] = {}
+    while process.poll() is None and not (run / f"0.{MARKS}").exists():
+        for path in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
+            with suppress(OSError, ValueError):
+                computed, waited, _ = path.read_text().split()
+                seconds[path.parent.name] = (int(computed) + int(waited)) / 1e9
+        time.sleep(SAMPLING)
+    return sum(seconds.values())
 
 
 def _command(folder: Path, run: Path, data: Path, steps: int, ranks: int) -> list[str]:
@@ -221,7 +238,8 @@ def report_starts(
                     row[name] = [one.shared for one in start(place, data, steps, settings=settings, **how)]
             rows.append(row)
             print(
-                f"{count} pairs: first start {first.seconds:.0f} s, second {second.seconds:.0f} s",
+                f"{count} pairs: first start {first.seconds:.0f} s, {first.cpu:.1f} s of CPU, "
+                f"{first.ready:.1f} with waiting; second {second.seconds:.0f} s, {second.cpu:.1f} s of CPU",
                 file=sys.stderr,
                 flush=True,
             )
@@ -237,7 +255,7 @@ def _size(folder: Path) -> float:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / MEBI
 
 
-STARTS = ("pairs", "files", "store", "first start", "CPU", "CPU a pair", "cores busy", "second start", "CPU", "more")
+STARTS = ("pairs", "files", "store", "first start", "CPU", "CPU a pair", "cores", "second start", "CPU", "more")
 MEMORY = ("pairs", "first start: most", "at the first step", "at the end", "second start: most", "at the first step",
           "at the end", "two trainings", "two processes of one")  # fmt: skip
 
@@ -253,14 +271,18 @@ def _said(rows: Sequence[dict[str, Any]]) -> str:
         if pairs:
             cpu, seconds = first.cpu - least["first"].cpu, first.seconds - least["first"].seconds
             more = second.seconds - least["second"].seconds, second.cpu - least["second"].cpu
-            beyond = [f"{cpu / pairs:.3f}", f"{cpu / seconds:.2f}", "{:.1f} ({:.1f} of CPU)".format(*more)]
+            cores = (first.ready - least["first"].ready) / seconds
+            beyond = [
+                f"{cpu / pairs:.3f}",
+                f"{cpu / seconds:.2f} of {cores:.2f}",
+                "{:.1f} ({:.1f} of CPU)".format(*more),
+            ]
         sizes = [f"{row[name]:.0f}" for name in ("data", "store")]
         times = [[f"{one.seconds:.1f}", f"{one.cpu:.1f}"] for one in (first, second)]
         starts.append((str(row["pairs"]), *sizes, *times[0], *beyond[:2], *times[1], beyond[2]))
         resident = [(one.first["VmHWM"], one.first["Rss"], one.last["Rss"]) for one in (first, second)]
         both = [" + ".join(f"{share:.0f}" for share in row.get(name, [])) or "-" for name in ("together", "ranks")]
         memory.append((str(row["pairs"]), *(f"{size:.0f}" for sizes in resident for size in sizes), *both))
-    return (
-        f"Sizes in MiB, times in seconds:\n\n{markdown_table(starts)}\n\nResident memory in MiB, of two at a time each "
-        f"one's share:\n\n{markdown_table(memory)}\n"
-    )
+    about = "Sizes in MiB, times in seconds; cores that computed, of those that were wanted:"
+    shares = "Resident memory in MiB, of two at a time each one's share:"
+    return f"{about}\n\n{markdown_table(starts)}\n\n{shares}\n\n{markdown_table(memory)}\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.jobs import output_into, run_all
+from pipeline.jobs import output_into, run_all, task_key
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,3 +108,15 @@ def test_output_goes_to_the_end_of_a_file_and_back_again(tmp_path, capfd):
     lines = path.read_text().splitlines()
     assert lines[0] == "before"
     assert sorted(lines[1:]) == ["error", "library", "python"]
+
+
+def test_a_dashboard_shows_tasks_by_name():
+    """Dask's pages count tasks by what its `key_split` makes of their keys."""
+    from distributed.utils import key_split
+
+    cell, volume = "phantom-nicegan-nc+r-affine0.5-seed0", "p-1/T1 (2).nii.gz"
+    assert key_split(task_key(cell)) == "phantom nicegan nc+r affine0.5 seed0"
+    assert key_split(task_key("translate volume", volume)) == "translate volume"
+    assert key_split(task_key("translate volume", "abc")) == "translate volume"
+    assert "p 1/T1 (2).nii.gz" in task_key("translate volume", volume)
+    assert task_key(cell) != task_key(cell)

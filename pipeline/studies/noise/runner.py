@@ -18,7 +18,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from pipeline.files import ProcessLock, cores, replacing
-from pipeline.jobs import engine
+from pipeline.jobs import engine, task_key
 from pipeline.metrics.catalogue import CATALOGUE
 from pipeline.studies.noise.cells import (
     CELL_FILE,
@@ -157,7 +157,9 @@ class StudyRunner:
         """What starts a cell as soon as there is room for it."""
         if self.scheduler is not None:
             cluster = stack.enter_context(engine(self.jobs, self.scheduler))
-            return lambda cell: cluster.submit(run_apart, *self._task(cell), {}, self.devices[0])
+            return lambda cell: cluster.submit(
+                run_apart, *self._task(cell), {}, self.devices[0], key=task_key(cell.name)
+            )
         free: queue.Queue[str] = queue.Queue()
         for job in range(self.jobs):
             free.put(self.devices[job % len(self.devices)])
