@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.translators.base import NetworkFactory, Terms, Translator
+
+
+def in_one_pass(network: Callable[..., Tensor], *arguments: Sequence[Tensor]) -> Sequence[Tensor]:
+    """What a network makes of several batches, one by one but in one pass, which is faster.
+
+    Args:
+        network: does not mix the images of a batch.
+        arguments: for each of the network's arguments the batches, all of as many images.
+    """
+    count = len(arguments[0])
+    return network(*(torch.cat(list(batches)) for batches in arguments)).chunk(count) if count else ()
 
 
 class AutoencodingTranslator(Translator):

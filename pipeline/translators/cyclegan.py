@@ -114,9 +114,10 @@ class CycleGANTranslator(Translator):
             field = affine_field(maps, maps.new_zeros(len(maps), maps.shape[1], *source.shape[2:]))
             terms["equivariance"] = F.l1_loss(self.generator(warp(source, field)), warp(pred, field))
         if self.source_generator is not None:
-            outputs["source_pred"] = source_pred = self.source_generator(target)
-            back = self.source_generator(pred), self.generator(source_pred)
-            terms["cycle"] = F.l1_loss(back[0], source) + F.l1_loss(back[1], target)
+            # One pass over both, which is faster: nothing in a generator mixes the images of a batch.
+            source_pred, source_back = self.source_generator(torch.cat([target, pred])).chunk(2)
+            outputs["source_pred"] = source_pred
+            terms["cycle"] = F.l1_loss(source_back, source) + F.l1_loss(self.generator(source_pred), target)
         if self.discriminator is not None:
             name = "conditional_adversarial" if self.conditional else "adversarial"
             terms[name] = self.adversarial_loss(self.discriminator(self._seen(pred, source)), real=True)

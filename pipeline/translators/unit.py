@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.translators.autoencoding import AutoencodingTranslator
+from pipeline.translators.autoencoding import AutoencodingTranslator, in_one_pass
 from pipeline.translators.base import NetworkFactory, Terms
 
 
@@ -84,20 +85,24 @@ class UNITTranslator(AutoencodingTranslator):
         corrected, terms = self.correct(pred, batch)
         outputs = {"pred": pred, **corrected}
 
+        # What one network makes of several, it makes in one pass, which is faster: nothing mixes the images of a batch.
         if self.target_encoder is not None:
-            latents.append(self.target_encoder(target))
-            target_code = latents[-1] + batch["target_noise"]
-        if self.needs("cycle", "kl"):
-            latents.append(self.target_encoder(pred))
-        if self.needs("cycle"):
-            source_back = self.source_decoder(latents[-1] + batch["pred_noise"], size)
-            outputs["source_pred"] = source_pred = self.source_decoder(target_code, size)
-            latents.append(self.encoder(source_pred))
-            target_back = self.decoder(latents[-1] + batch["source_pred_noise"], size)
-            terms["cycle"] = F.l1_loss(source_back, source) + F.l1_loss(target_back, target)
-        if self.needs("reconstruction"):
-            within = self.source_decoder(code, size), self.decoder(target_code, size)
-            terms["reconstruction"] = F.l1_loss(within[0], source) + F.l1_loss(within[1], target)
+            latents += in_one_pass(self.target_encoder, [target] + [pred] * self.needs("cycle", "kl"))
+            target_code = latents[1] + batch["target_noise"]
+        if self.needs("reconstruction", "cycle"):
+            codes = [latents[2] + batch["pred_noise"], target_code] if self.needs("cycle") else []
+            codes += [code] * self.needs("reconstruction")
+            sources = in_one_pass(partial(self.source_decoder, size=size), codes)
+            codes = [target_code] * self.needs("reconstruction")
+            if self.needs("cycle"):
+                outputs["source_pred"] = source_pred = sources[1]
+                latents.append(self.encoder(source_pred))
+                codes = [latents[-1] + batch["source_pred_noise"], *codes]
+            targets = in_one_pass(partial(self.decoder, size=size), codes)
+            if self.needs("cycle"):
+                terms["cycle"] = F.l1_loss(sources[0], source) + F.l1_loss(targets[0], target)
+            if self.needs("reconstruction"):
+                terms["reconstruction"] = F.l1_loss(sources[-1], source) + F.l1_loss(targets[-1], target)
         if self.needs("kl"):
             terms["kl"] = torch.stack([latent.float().square().mean() for latent in latents]).sum()
         return outputs, terms | self.adversarial_terms(outputs)
