@@ -15,9 +15,10 @@ from monai.bundle import ConfigParser
 
 from pipeline.engines import TranslationTrainer
 from pipeline.errors import first_cause
+from pipeline.files import file_digest
 from pipeline.methods import BACKBONES, METHODS
 from pipeline.metrics import DriftMetric
-from pipeline.models import load_checkpoint
+from pipeline.models import Model, load_checkpoint
 from pipeline.translators import decode_signature, find_translator
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "reggan" / "configs"
@@ -57,7 +58,7 @@ def expected_weights(name):
     if name == "reggan-true":
         return {"adversarial": 1, "correction": 60}
     if name == "reggan-affine":
-        return {"adversarial": 1, "correction": 60, "smoothness": 150}
+        return {"adversarial": 1, "correction": 60, "smoothness": 150, "equivariance": 3}
     if name == "reggan-affine-unet":
         return {"adversarial": 1, "correction": 20, "smoothness": 50, "equivariance": 10}
     mode = "nc+r" if name.startswith("reggan") else {"cyclegan": "c"}.get(name) or name.split("-")[1]
@@ -233,6 +234,18 @@ def test_a_run_of_another_registration_is_not_resumed(assert_refused):
     before, now = (f"pipeline.networks.{name}" for name in ("RegistrationNet", "AffineRegistrationNet"))
     says = [f"network_def#registration#class was {before}, now {now}"]
     assert_refused(["train.json", "affine.json"], None, {"resume": True, "max_epochs": 20}, says)
+
+
+def test_a_generator_with_skips_goes_on_from_registered_pairs(run_config, tmp_path):
+    """The weights of the loss terms are then those of anchored.json, not of the Pix2Pix that it starts from."""
+    first = tmp_path / "first"
+    run_config("train.json", "pix2pix.json", "unet.json", "registered.json", output_dir=str(first), noise_level=0)
+    chain = METHODS["reggan-affine-unet"].training
+    run_config(*chain, start_from=str(first / "model.pt"), output_dir=str(tmp_path / "second"))
+    recipe = Model(tmp_path / "second" / "model.pt").recipe
+    weights = {term: weight for term, weight in recipe["weights"].items() if weight}
+    assert weights == expected_weights("reggan-affine-unet")
+    assert recipe["training"]["started_from"] == file_digest(first / "model.pt")
 
 
 @pytest.mark.parametrize(("overlay", "pairs"), [("fixed_noise.json", "fixed"), ("registered.json", "registered")])

@@ -56,6 +56,16 @@ FILES = {"<file or folder>": "T1.nii.gz", "<folder>": "mydata", "$CONFIGS": "bun
 RULES = (
     # training
     Rule(
+        CHAIN + r",'\S*unet\.json'.*\]\" --dataset_dir mydata --noise_level 0 --run_name registered",
+        "python",
+        (*TRAINING, "--spatial_size", "48", "--output_dir", "outputs/registered"),
+    ),
+    Rule(
+        CHAIN + r",'\S*anchored\.json'\]\" --start_from \S+ --dataset_dir mydata --noise_level 0",
+        "python",
+        (*CPU, "--max_epochs", "1", "--network_def#registration#channels", "[4,4]", "--output_dir", "outputs/anchored"),
+    ),
+    Rule(
         TRAIN_JSON + r" --start_from \S+ --dataset_dir .*",
         "python",
         ("--max_epochs", "1", "--output_dir", "outputs/tuned", *CPU),

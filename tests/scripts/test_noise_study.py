@@ -19,6 +19,8 @@ import yaml
 from mlflow import MlflowClient
 
 from pipeline.data import ensure_phantom, make_phantom
+from pipeline.files import file_digest
+from pipeline.models import Model
 from pipeline.studies.noise.cells import read_progress
 from pipeline.studies.noise.grid import Study
 from pipeline.workflow import ConfigWorkflow
@@ -228,22 +230,22 @@ def test_a_cluster_that_loses_a_worker_has_the_results_of_this_machine(script, r
 
 def test_a_method_goes_on_from_the_model_of_another(run, phantom, tmp_path):
     """And is not run where that one failed."""
-    content = {"methods": ["pix2pix-fixed", "reggan-affine-unet"], "noise": {"affine": [5]}, "steps": 2}
-    start = {"method_start": {"reggan-affine-unet": "pix2pix-fixed"}, "overlays": ["unet.json"]}
-    narrow = {"network_def#generator#residual_blocks": None, "val_interval": 1, "picture_interval": 9}
-    broken, out, log = tmp_path / "broken", tmp_path / "out", "cells/coarse-reggan-affine-unet-affine5-seed0/log.txt"
-    path = study(tmp_path, **content, **start, settings=narrow, method_settings={"pix2pix-fixed": {"batch_size": 0}})
-    done = run(words(phantom, broken, "--study", path, "--tracking-uri", "none"))
+    content = {"methods": ["reggan", "reggan-affine"], "noise": {"affine": [5]}, "steps": 2}
+    content |= {"method_start": {"reggan-affine": "reggan"}, "settings": {"val_interval": 1, "picture_interval": 9}}
+    log = "cells/coarse-reggan-affine-affine5-seed0/log.txt"
+    path = study(tmp_path, **content, method_settings={"reggan": {"batch_size": 0}})
+    done = run(words(phantom, tmp_path / "broken", "--study", path, "--tracking-uri", "none"))
     assert done.returncode == 1
-    assert "it goes on from coarse-pix2pix-fixed-affine5-seed0, which failed" in done.stderr
-    assert not (broken / log).exists()
+    assert "it goes on from coarse-reggan-affine5-seed0, which failed" in done.stderr
+    assert not (tmp_path / "broken" / log).exists()
 
-    path = study(tmp_path, **content, **start, settings=narrow)
-    done = run(words(phantom, out, "--study", path, "--tracking-uri", "none"))
+    out = tmp_path / "out"
+    done = run(words(phantom, out, "--study", study(tmp_path, **content), "--tracking-uri", "none"))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "training starts from" in (out / log).read_text()
-    assert (out / "cells/coarse-pix2pix-fixed-affine5-seed0/checkpoints/last.pt").as_posix() in (out / log).read_text()
-    assert set(results(out)["method"]) == {"pix2pix-fixed", "reggan-affine-unet"}
+    first = out / "cells" / "coarse-reggan-affine5-seed0" / "checkpoints" / "last.pt"
+    second = Model(out / "cells" / "coarse-reggan-affine-affine5-seed0" / "model.pt")
+    assert second.recipe["training"]["started_from"] == file_digest(first)
+    assert set(results(out)["method"]) == {"reggan", "reggan-affine"}
 
 
 def test_a_broken_cell_is_reported_and_does_not_stop_the_rest(run, phantom, tmp_path):
