@@ -43,6 +43,8 @@ from pipeline.studies.timing import in_turns, peak_memory
 from pipeline.workflow import ConfigWorkflow
 from transforms import RandDeformationNoised
 
+CONFIG = Path(__file__).resolve().parent.parent / "bundles" / "reggan" / "configs" / "train.json"
+INFERENCE = CONFIG.with_name("inference.json")
 STEPS = {"plain": Variant("plain"), "ours": Variant(), "ours, bf16": Variant(precision="bf16")}
 
 

@@ -57,7 +57,7 @@ class ResampleInPlane(InvertibleTransform):
 
     - a number: to as many millimetres as ``spatial_size`` pixels of that size are, so that a pixel means the same in
       every volume (but for half a voxel of its file over the whole width). What reaches beyond is cut off with
-      ``crop``, which ``meta["cropped"]`` tells as a share of what lies above the background; without ``crop`` the
+      ``crop``, which ``meta["cropped"]`` tells as a share of what lies above the padding value; without ``crop`` the
       result is larger than ``spatial_size``.
     - None, or where ``meta["unmeasured"]`` says that nobody knows the size of the voxels: to the proportions of
       ``spatial_size``, counted in voxels: the slice fills the image.
@@ -67,6 +67,7 @@ class ResampleInPlane(InvertibleTransform):
     Args:
         spatial_size: in-plane size ``(h, w)`` of the result, along the two remaining axes in their order.
         slice_axis: spatial axis (0, 1 or 2) that counts the slices.
+        padding_value: intensity outside the image.
         spacing: size of a pixel in mm along both axes, or None. A plain tensor has voxels of 1 mm.
         crop: whether to cut off what does not fit.
 
@@ -80,6 +81,7 @@ class ResampleInPlane(InvertibleTransform):
         self,
         spatial_size: Sequence[int],
         slice_axis: int = 2,
+        padding_value: float = BACKGROUND,
         spacing: float | None = None,
         crop: bool = True,
     ) -> None:
@@ -89,6 +91,7 @@ class ResampleInPlane(InvertibleTransform):
             raise ValueError(f"spacing must be a positive number of mm, got {spacing}")
         self.spatial_size = (int(spatial_size[0]), int(spatial_size[1]))
         self.slice_axis = _check_slice_axis(slice_axis)
+        self.padding_value = float(padding_value)
         self.spacing = None if spacing is None else float(spacing)
         self.crop = crop
         self.in_plane = tuple(axis for axis in range(3) if axis != self.slice_axis)
@@ -123,18 +126,18 @@ class ResampleInPlane(InvertibleTransform):
 
     def _pad(self, image: torch.Tensor, widths: Sequence[tuple[int, int]]) -> torch.Tensor:
         """Pad a plain volume, or cut off where the widths are negative."""
-        return F.pad(image, [width for pair in reversed(widths) for width in pair], value=BACKGROUND)
+        return F.pad(image, [width for pair in reversed(widths) for width in pair], value=self.padding_value)
 
     def _resize(self, image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         """Resize the slices of a plain volume to ``size``."""
-        # The weights of a pixel add up to 1 but for rounding. Counted from the background, it is zero and
-        # stays what it is to the last bit.
+        # The weights of a pixel add up to 1 but for rounding. Counted from the padding value, the background is zero
+        # and stays what it is to the last bit.
         view = extract_slices(image, self.slice_axis)
         # One slice after the other in memory: resizing strides through it many times.
-        slices = torch.sub(view, BACKGROUND, out=view.new_empty(view.shape))
+        slices = torch.sub(view, self.padding_value, out=view.new_empty(view.shape))
         # monai.transforms.Resize would smooth with three dense 3D convolutions: the same picture, far slower.
         slices = F.interpolate(slices, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
-        return stack_slices(slices, self.slice_axis).add_(BACKGROUND)
+        return stack_slices(slices, self.slice_axis).add_(self.padding_value)
 
     def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
         """Resample one volume ``(C, H, W, D)``; the result is float32."""
@@ -151,8 +154,8 @@ class ResampleInPlane(InvertibleTransform):
             return resized
         result = MetaTensor(resized, meta=dict(image.meta), applied_operations=list(image.applied_operations))
         if min(min(pair) for pair in widths) < 0:
-            filled = max(int((plain > BACKGROUND).sum()), 1)
-            result.meta[CROPPED_KEY] = 1 - int((padded > BACKGROUND).sum()) / filled
+            filled = max(int((plain > self.padding_value).sum()), 1)
+            result.meta[CROPPED_KEY] = 1 - int((padded > self.padding_value).sum()) / filled
         return self.push_transform(
             result,
             affine=create_translate(3, [-before for before, _ in widths])
@@ -161,7 +164,7 @@ class ResampleInPlane(InvertibleTransform):
         )
 
     def inverse(self, data: torch.Tensor) -> torch.Tensor:
-        """Return ``data`` on the grid that the volume had before; what was cut off is background."""
+        """Return ``data`` on the grid that the volume had before; what was cut off is filled with the padding value."""
         info = self.pop_transform(data)[TraceKeys.EXTRA_INFO]
         padded = self._resize(
             convert_to_tensor(data, track_meta=False), [int(info["padded"][axis]) for axis in self.in_plane]
@@ -181,6 +184,7 @@ class ResampleInPlaned(MapTransform, InvertibleTransform):
         keys: keys of the volumes.
         spatial_size: see `ResampleInPlane`.
         slice_axis: see `ResampleInPlane`.
+        padding_value: see `ResampleInPlane`.
         spacing: see `ResampleInPlane`.
         crop: see `ResampleInPlane`.
         allow_missing_keys: whether keys may be missing.
@@ -193,12 +197,13 @@ class ResampleInPlaned(MapTransform, InvertibleTransform):
         keys: KeysCollection,
         spatial_size: Sequence[int],
         slice_axis: int = 2,
+        padding_value: float = BACKGROUND,
         spacing: float | None = None,
         crop: bool = True,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.resampler = ResampleInPlane(spatial_size, slice_axis, spacing, crop)
+        self.resampler = ResampleInPlane(spatial_size, slice_axis, padding_value, spacing, crop)
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         """Resample every key of ``data``."""
