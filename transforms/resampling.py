@@ -16,8 +16,6 @@ from monai.transforms import InvertibleTransform, MapTransform
 from monai.transforms.utils import create_translate, scale_affine
 from monai.utils import TraceKeys, TransformBackends, convert_to_tensor
 
-from transforms.scale import BACKGROUND
-
 __all__ = [
     "CROPPED_KEY",
     "UNMEASURED_KEY",
@@ -57,7 +55,7 @@ class ResampleInPlane(InvertibleTransform):
 
     - a number: to as many millimetres as ``spatial_size`` pixels of that size are, so that a pixel means the same in
       every volume (but for half a voxel of its file over the whole width). What reaches beyond is cut off with
-      ``crop``, which ``meta["cropped"]`` tells as a share of what lies above the background; without ``crop`` the
+      ``crop``, which ``meta["cropped"]`` tells as a share of what lies above the padding value; without ``crop`` the
       result is larger than ``spatial_size``.
     - None, or where ``meta["unmeasured"]`` says that nobody knows the size of the voxels: to the proportions of
       ``spatial_size``, counted in voxels: the slice fills the image.
@@ -67,6 +65,7 @@ class ResampleInPlane(InvertibleTransform):
     Args:
         spatial_size: in-plane size ``(h, w)`` of the result, along the two remaining axes in their order.
         slice_axis: spatial axis (0, 1 or 2) that counts the slices.
+        padding_value: intensity outside the image.
         spacing: size of a pixel in mm along both axes, or None. A plain tensor has voxels of 1 mm.
         crop: whether to cut off what does not fit.
 
@@ -80,6 +79,7 @@ class ResampleInPlane(InvertibleTransform):
         self,
         spatial_size: Sequence[int],
         slice_axis: int = 2,
+        padding_value: float = -1.0,
         spacing: float | None = None,
         crop: bool = True,
     ) -> None:
@@ -89,6 +89,7 @@ class ResampleInPlane(InvertibleTransform):
             raise ValueError(f"spacing must be a positive number of mm, got {spacing}")
         self.spatial_size = (int(spatial_size[0]), int(spatial_size[1]))
         self.slice_axis = _check_slice_axis(slice_axis)
+        self.padding_value = float(padding_value)
         self.spacing = None if spacing is None else float(spacing)
         self.crop = crop
         self.in_plane = tuple(axis for axis in range(3) if axis != self.slice_axis)
@@ -124,7 +125,7 @@ class ResampleInPlane(InvertibleTransform):
     def _slices(self, image: torch.Tensor, widths: Sequence[tuple[int, int]]) -> torch.Tensor:
         """The slices (N, C, h, w) of a plain volume, padded or, where widths are negative, cut off.
 
-        They are counted from the background: the weights of a pixel in resizing add up to 1 but for rounding, and so
+        They are counted from the padding value: the weights of a pixel in resizing add up to 1 but for rounding, and so
         the background, which is zero, stays what it is to the last bit. They lie in memory one after the other, since
         resizing strides through each many times.
         """
@@ -138,14 +139,14 @@ class ResampleInPlane(InvertibleTransform):
             first, last = max(-before, 0), view.shape[axis] - max(-after, 0)
             source = source.narrow(axis, first, last - first)
             place = place.narrow(axis, max(before, 0), last - first)
-        torch.sub(source, BACKGROUND, out=place)
+        torch.sub(source, self.padding_value, out=place)
         return slices
 
     def _resize(self, slices: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-        """Slices counted from the background, resized to ``size``, as they are."""
+        """Slices counted from the padding value, resized to ``size``, as they are."""
         # monai.transforms.Resize would smooth with three dense 3D convolutions: the same picture, far slower.
         resized = F.interpolate(slices, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
-        return resized.add_(BACKGROUND)
+        return resized.add_(self.padding_value)
 
     def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
         """Resample one volume ``(C, H, W, D)``; the result is float32."""
@@ -163,7 +164,7 @@ class ResampleInPlane(InvertibleTransform):
             return resized
         result = MetaTensor(resized, meta=dict(image.meta), applied_operations=list(image.applied_operations))
         if min(min(pair) for pair in widths) < 0:
-            filled = max(int((plain > BACKGROUND).sum()), 1)
+            filled = max(int((plain > self.padding_value).sum()), 1)
             result.meta[CROPPED_KEY] = 1 - int((slices > 0).sum()) / filled
         return self.push_transform(
             result,
@@ -173,7 +174,7 @@ class ResampleInPlane(InvertibleTransform):
         )
 
     def inverse(self, data: torch.Tensor) -> torch.Tensor:
-        """Return ``data`` on the grid that the volume had before; what was cut off is background."""
+        """Return ``data`` on the grid that the volume had before; what was cut off is filled with the padding value."""
         info = self.pop_transform(data)[TraceKeys.EXTRA_INFO]
         slices = self._slices(convert_to_tensor(data, track_meta=False), [(0, 0)] * 3)
         slices = self._resize(slices, [int(info["padded"][axis]) for axis in self.in_plane])
@@ -182,7 +183,7 @@ class ResampleInPlane(InvertibleTransform):
             slices = slices.narrow(axis, before, slices.shape[axis] - before - after)
         lost = [max(-int(width), 0) for axis in reversed(self.in_plane) for width in info["widths"][axis]]
         if any(lost):
-            slices = F.pad(slices, lost, value=BACKGROUND)
+            slices = F.pad(slices, lost, value=self.padding_value)
         # As the slices lie in memory: to turn a large volume round there takes longer than to resize it.
         volume = slices.movedim(0, self.slice_axis + 1)
         if not isinstance(data, MetaTensor):
@@ -199,6 +200,7 @@ class ResampleInPlaned(MapTransform, InvertibleTransform):
         keys: keys of the volumes.
         spatial_size: see `ResampleInPlane`.
         slice_axis: see `ResampleInPlane`.
+        padding_value: see `ResampleInPlane`.
         spacing: see `ResampleInPlane`.
         crop: see `ResampleInPlane`.
         allow_missing_keys: whether keys may be missing.
@@ -211,12 +213,13 @@ class ResampleInPlaned(MapTransform, InvertibleTransform):
         keys: KeysCollection,
         spatial_size: Sequence[int],
         slice_axis: int = 2,
+        padding_value: float = -1.0,
         spacing: float | None = None,
         crop: bool = True,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.resampler = ResampleInPlane(spatial_size, slice_axis, spacing, crop)
+        self.resampler = ResampleInPlane(spatial_size, slice_axis, padding_value, spacing, crop)
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         """Resample every key of ``data``."""
@@ -270,13 +273,16 @@ def stack_slices(slices: NdarrayOrTensor, slice_axis: int = 2) -> torch.Tensor:
     return batch.movedim(0, _check_slice_axis(slice_axis) + 1).contiguous()
 
 
-def nonempty_slices(label: NdarrayOrTensor, slice_axis: int = 2, min_foreground: float = 0.05) -> list[int]:
+def nonempty_slices(
+    label: NdarrayOrTensor, slice_axis: int = 2, min_foreground: float = 0.05, background: float = -1.0
+) -> list[int]:
     """Return the indices of the slices that show enough.
 
     Args:
         label: volume ``(C, H, W, D)``.
         slice_axis: spatial axis (0, 1 or 2) that counts the slices.
-        min_foreground: least share, in [0, 1], of a slice's pixels that lie above the background; 0 keeps every slice.
+        min_foreground: least share, in [0, 1], of a slice's pixels that lie above ``background``; 0 keeps every slice.
+        background: intensity at and below which a pixel counts as background.
 
     Returns:
         Indices along ``slice_axis`` in ascending order.
@@ -286,15 +292,16 @@ def nonempty_slices(label: NdarrayOrTensor, slice_axis: int = 2, min_foreground:
     """
     if not 0 <= min_foreground <= 1:
         raise ValueError(f"min_foreground must lie in [0, 1], got {min_foreground}")
-    return torch.nonzero(foreground_shares(label, slice_axis) >= min_foreground).flatten().tolist()
+    return torch.nonzero(foreground_shares(label, slice_axis, background) >= min_foreground).flatten().tolist()
 
 
-def foreground_shares(label: NdarrayOrTensor, slice_axis: int = 2) -> torch.Tensor:
+def foreground_shares(label: NdarrayOrTensor, slice_axis: int = 2, background: float = -1.0) -> torch.Tensor:
     """Return the share of each slice's pixels that lie above the background.
 
     Args:
         label: see `nonempty_slices`.
         slice_axis: see `nonempty_slices`.
+        background: see `nonempty_slices`.
 
     Returns:
         (N,), float32, N the length of ``slice_axis``.
@@ -302,4 +309,4 @@ def foreground_shares(label: NdarrayOrTensor, slice_axis: int = 2) -> torch.Tens
     Raises:
         ValueError: see `nonempty_slices`.
     """
-    return (extract_slices(label, slice_axis) > BACKGROUND).float().mean(dim=(1, 2, 3))
+    return (extract_slices(label, slice_axis) > background).float().mean(dim=(1, 2, 3))

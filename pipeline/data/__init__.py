@@ -1,6 +1,6 @@
 """Datalists, slice data sets and the digital brain phantom."""
 
-from pipeline.data.checks import DataError, check_images
+from pipeline.data.checks import DataError, check_cases, check_images
 from pipeline.data.datalist import Cases, load_cases
 from pipeline.data.grid import training_pixel_size, training_slice_axis
 from pipeline.data.misaligned import Misalignment, misalign
@@ -14,6 +14,7 @@ __all__ = [
     "Misalignment",
     "PairDataset",
     "SliceDataset",
+    "check_cases",
     "check_images",
     "ensure_phantom",
     "load_cases",

@@ -27,6 +27,7 @@ __all__ = [
     "SPLITS",
     "DataError",
     "FileReport",
+    "check_cases",
     "check_images",
     "find_faults",
     "inspect_all",
@@ -89,8 +90,34 @@ class FileReport:
     measured: bool = True
 
 
+def check_cases(cases: Mapping[str, Sequence[Mapping[str, Any]]], store: str | os.PathLike[str] | None = None) -> str:
+    """Look at every file of a datalist and refuse the whole of it if anything is wrong.
+
+    Faults are: a required list that is empty, an entry without image or label, a file that is missing or cannot be
+    read, an image that has not 2 or 3 spatial dimensions and one channel, that is constant, or that holds NaN or
+    infinite values, a pair whose shapes or affines disagree, and a patient, a path or the same bytes in two lists.
+
+    Args:
+        cases: ``{"training": [...], "validation": [...], "test": [...]}``, each a list of ``{"image": path, "label":
+            path}`` with, optionally, ``"case"``, the patient. ``"test"`` may be empty or absent.
+        store: see `find_faults`.
+
+    Returns:
+        The data's digest: SHA-256, in hexadecimal, over the names (relative to the folder that holds them all) and the
+        contents of all files. It does not depend on where the data lies or how it is split.
+
+    Raises:
+        DataError: anything is wrong; its message lists every fault.
+    """
+    faults = [f'the list "{split}" is empty' for split in REQUIRED_SPLITS if not cases.get(split)]
+    found, digest = find_faults(cases, store=store)
+    if faults or found:
+        raise DataError(faults + found)
+    return digest or ""
+
+
 def check_images(paths: Sequence[str | os.PathLike[str]]) -> None:
-    """Look at images that stand alone, as `find_faults` does at pairs.
+    """Look at images that stand alone, as `check_cases` does at pairs.
 
     Args:
         paths: files of 2D or 3D images of one channel.
@@ -112,15 +139,8 @@ def find_faults(
 ) -> tuple[list[str], str | None]:
     """Return the faults of a datalist's entries, a line each, and the digest of the files that are there.
 
-    Faults are: an entry without image or label, a file that is missing or cannot be read, an image that has not 2 or 3
-    spatial dimensions and one channel, that is constant, or that holds NaN or infinite values, a pair whose shapes or
-    affines disagree, and a patient, a path or the same bytes in two lists. The digest is SHA-256, in hexadecimal, over
-    the names (relative to the folder that holds them all) and the contents of all files: it does not depend on where
-    the data lies or how it is split.
-
     Args:
-        cases: ``{"training": [...], "validation": [...], "test": [...]}``, each a list of ``{"image": path, "label":
-            path}`` with, optionally, ``"case"``, the patient, and ``"mask"``. Lists may be empty or absent.
+        cases: see `check_cases`; a list may be empty.
         read_files: whether to look into the files; if not, only patients and paths in two lists are found, and the
             digest is None.
         store: folder that remembers sound files by path, size and time of their last change; None or "none" for no

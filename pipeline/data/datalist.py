@@ -58,7 +58,7 @@ class Cases(dict[str, list[dict[str, str]]]):
 
     Attributes:
         name: of the data set's folder, without what lies above it; empty where the lists come from nowhere.
-        digest: SHA-256 over names and contents of all files (see `find_faults`); None if they were not checked.
+        digest: SHA-256 over names and contents of all files (see `check_cases`); None if they were not checked.
         modalities: names of the modalities, ``source`` and ``target``, as far as the datalist tells them.
         registered: whether the datalist says that its pairs were registered, or were made on one grid.
     """
@@ -170,7 +170,7 @@ def load_cases(
         seed: decides which patients move.
         patient_pattern: regular expression with one group that reads the patient from an image's file name, such as
             ``"(BraTS18_[^_]*_[^_]*_[0-9]*)"``. Needed for slices, of which a patient has many.
-        check: whether to read every file and look for faults (see `pipeline.data.checks.find_faults`).
+        check: whether to read every file and look for faults (see `check_cases`).
         needed: lists that must not be empty; without ``"validation"`` among them, no patients are moved there.
         store: folder that remembers files that were found sound, see `pipeline.data.checks.find_faults`.
         num_workers: threads that look into files; None for one for each core.

@@ -52,13 +52,18 @@ def write_image(path: str | os.PathLike[str], voxels: Any, like: MetaTensor, com
     """
     path = Path(path)
     write = WRITERS[suffix_of(path, WRITABLE)]
-    array, affine = _on_grid(voxels, like, path)
+    array = np.asarray(convert_to_tensor(voxels, dtype=torch.float32, track_meta=False).cpu())
+    shape = shape_in_file(like)
+    if array.size != np.prod(shape):
+        raise ValueError(f"{path}: expected the voxels of an image of shape {shape}, got {array.shape}")
+    array = array.reshape(shape)
     count = array.size - int(np.isfinite(array).sum())
     if count:
         raise ValueError(
             f"{path} was not written: {count} of {array.size} voxels are NaN or infinite, expected finite numbers; the "
             "model, or --amp with it, does not cope with this volume"
         )
+    affine = np.asarray(like.meta[AFFINE_KEY], dtype=np.float64).reshape(4, 4)
     # Under its own name, since the formats go by it, and a .mhd names the file of its voxels.
     with folder_beside(path) as folder:
         beside = folder / path.name
@@ -170,18 +175,12 @@ def write_series(
     """
     if SOURCE_KEY not in like.meta:
         raise ImageError("is no DICOM, of which alone a DICOM series can be derived")
-    array, affine = _on_grid(voxels, like, folder)
-    return write_derived(folder, np.ascontiguousarray(array), like.meta[SOURCE_KEY], affine, derivation, pseudonyms)
-
-
-def _on_grid(voxels: Any, like: MetaTensor, place: object) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels in the shape of the source's file, float32, and its affine; refuses more or fewer of them."""
     array = np.asarray(convert_to_tensor(voxels, dtype=torch.float32, track_meta=False).cpu())
     shape = shape_in_file(like)
     if array.size != np.prod(shape):
-        raise ValueError(f"{place}: expected the voxels of an image of shape {shape}, got {array.shape}")
+        raise ValueError(f"{folder}: expected the voxels of an image of shape {shape}, got {array.shape}")
     affine = np.asarray(like.meta[AFFINE_KEY], dtype=np.float64).reshape(4, 4)
-    return array.reshape(shape), affine
+    return write_derived(folder, array.reshape(shape), like.meta[SOURCE_KEY], affine, derivation, pseudonyms)
 
 
 class WriteSeriesd(MapTransform):

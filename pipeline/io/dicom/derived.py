@@ -25,7 +25,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 
 from pipeline.io.dicom.quiet import quiet
 from pipeline.io.dicom.series import choose_series
-from pipeline.io.dicom.volume import read_raw
+from pipeline.io.dicom.volume import read_raw, value_in_frame
 
 MAKER = "RegGAN bundle (research software)"
 """Manufacturer of derived series; by it, a folder is known to be one of ours."""
@@ -69,13 +69,6 @@ _NEEDED = (*PATIENT[:2], *PATIENT[3:], *STUDY[1:6], "PositionReferenceIndicator"
 # What the Basic Application Level Confidentiality Profile (PS3.15, E.1) empties or removes of these.
 _EMPTIED = ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber")
 _REMOVED = ("IssuerOfPatientID", "StudyDescription", "PatientAge", "PatientSize", "PatientWeight")
-_IN_GROUPS = {
-    "ImagePositionPatient": "PlanePositionSequence",
-    "ImageOrientationPatient": "PlaneOrientationSequence",
-    "PixelSpacing": "PixelMeasuresSequence",
-    "SliceThickness": "PixelMeasuresSequence",
-    "SpacingBetweenSlices": "PixelMeasuresSequence",
-}
 _CT_WINDOW = (40, 400)  # HU, soft tissue
 _INT16, _UINT16 = (-32768, 32767), (0, 65535)
 _FINE = 1000  # steps that the range of an MR is told in at least
@@ -243,15 +236,7 @@ class _Slice:
     def get(self, keyword: str) -> Any:
         """Value of an attribute, from where it stands."""
         with contextlib.suppress(Exception):  # what the source has wrong is dropped
-            group = _IN_GROUPS.get(keyword)
-            own = self.data.get("PerFrameFunctionalGroupsSequence")
-            if group and own:
-                for place in (own[self.frame], *(self.data.get("SharedFunctionalGroupsSequence") or [])):
-                    items = place.get(group)
-                    if items and keyword in items[0]:
-                        return _plain(items[0][keyword].value)
-                return None
-            return _plain(self.data[keyword].value) if keyword in self.data else None
+            return _plain(value_in_frame(self.data, self.frame, keyword))
         return None
 
 

@@ -62,6 +62,13 @@ _SHARED = {
 }
 # What parts several volumes of one series, for a hint.
 _PARTS = ("EchoTime", "TemporalPositionIdentifier", "AcquisitionNumber", "DiffusionBValue", "TriggerTime", "ImageType")
+# Where objects of several frames keep what those of one have at the top.
+_GROUPS = {
+    "ImagePositionPatient": "PlanePositionSequence",
+    "ImageOrientationPatient": "PlaneOrientationSequence",
+    **dict.fromkeys(("PixelSpacing", "SliceThickness", "SpacingBetweenSlices"), "PixelMeasuresSequence"),
+    **dict.fromkeys(("RescaleSlope", "RescaleIntercept", "RescaleType"), "PixelValueTransformationSequence"),
+}
 _PLANES = ("sagittal", "coronal", "axial")
 _LISTED = 3
 
@@ -195,11 +202,22 @@ def _check_shared(about: Sequence[tuple[str, Mapping[str, str]]]) -> None:
             raise ImageError(f"holds one image twice, as {first} and {shown} (SOPInstanceUID)")
 
 
+def value_in_frame(header: Dataset, frame: int, keyword: str) -> Any:
+    """An attribute of one frame, from where it stands in an object of one or of several; None where it says nothing."""
+    own, group = header.get("PerFrameFunctionalGroupsSequence"), _GROUPS.get(keyword)
+    if not own or group is None:
+        return header.get(keyword)
+    for place in (own[frame], *(header.get("SharedFunctionalGroupsSequence") or [])):
+        items = place.get(group) or []
+        if items and items[0].get(keyword) not in (None, ""):
+            return items[0].get(keyword)
+    return None
+
+
 def _frames(header: Dataset, file: Path, shown: str) -> list[_Frame]:
     """The slices of one object, which may be of several frames."""
     count = int(header.get("NumberOfFrames") or 1)
     own = header.get("PerFrameFunctionalGroupsSequence") or []
-    (shared,) = list(header.get("SharedFunctionalGroupsSequence") or [])[:1] or [Dataset()]
     which = f"holds {shown}, which " if shown else ""
     if len(own) not in (0, count):
         raise ImageError(f"{which}has {count} frames and describes {len(own)} of them")
@@ -208,15 +226,8 @@ def _frames(header: Dataset, file: Path, shown: str) -> list[_Frame]:
             f"{which}has {count} frames and does not say where they lie (PerFrameFunctionalGroupsSequence)"
         )
 
-    def find(index: int, group: str, keyword: str) -> Any:
-        for place in (own[index] if own else Dataset(), shared):
-            items = place.get(group) or []
-            if items and items[0].get(keyword) not in (None, ""):
-                return items[0].get(keyword)
-        return None if own else header.get(keyword)
-
-    def numbers(index: int, group: str, keyword: str, length: int) -> np.ndarray:
-        value = find(index, group, keyword)
+    def numbers(index: int, keyword: str, length: int) -> np.ndarray:
+        value = value_in_frame(header, index, keyword)
         try:
             found = np.array([float(part) for part in ([] if value is None else value)])
         except (TypeError, ValueError):
@@ -227,8 +238,8 @@ def _frames(header: Dataset, file: Path, shown: str) -> list[_Frame]:
             raise ImageError(f"{which}does not say where it lies ({said} {keyword}{where})")
         return found
 
-    def number(index: int, group: str, keyword: str, default: float) -> float:
-        value = find(index, group, keyword)
+    def number(index: int, keyword: str, default: float) -> float:
+        value = value_in_frame(header, index, keyword)
         try:
             return default if value in (None, "") else float(value)
         except (TypeError, ValueError):
@@ -236,15 +247,14 @@ def _frames(header: Dataset, file: Path, shown: str) -> list[_Frame]:
 
     result = []
     for index in range(count):
-        directions = numbers(index, "PlaneOrientationSequence", "ImageOrientationPatient", 6).reshape(2, 3)
+        directions = numbers(index, "ImageOrientationPatient", 6).reshape(2, 3)
         if np.abs(directions @ directions.T - np.eye(2)).max() > DIRECTION_TOLERANCE:
             raise ImageError(f"{which}has ImageOrientationPatient that is not of two directions at a right angle")
-        between_rows, between_columns = numbers(index, "PixelMeasuresSequence", "PixelSpacing", 2)
+        between_rows, between_columns = numbers(index, "PixelSpacing", 2)
         if min(between_rows, between_columns) <= 0:
             raise ImageError(f"{which}has PixelSpacing that is not above 0")
-        values = "PixelValueTransformationSequence"
-        slope = number(index, values, "RescaleSlope", np.nan)
-        intercept, kind = number(index, values, "RescaleIntercept", np.nan), find(index, values, "RescaleType")
+        slope, intercept = (number(index, name, np.nan) for name in ("RescaleSlope", "RescaleIntercept"))
+        kind = value_in_frame(header, index, "RescaleType")
         if text_of(header, "Modality") == "CT":
             if not np.isfinite([slope, intercept]).all():
                 raise ImageError(
@@ -260,13 +270,13 @@ def _frames(header: Dataset, file: Path, shown: str) -> list[_Frame]:
                 file=file,
                 shown=shown,
                 index=index,
-                position=numbers(index, "PlanePositionSequence", "ImagePositionPatient", 3),
+                position=numbers(index, "ImagePositionPatient", 3),
                 directions=directions,
                 pixel=(float(between_columns), float(between_rows)),
                 size=(int(header.Columns), int(header.Rows)),
                 rescale=(slope, intercept),
-                thickness=number(index, "PixelMeasuresSequence", "SliceThickness", 0.0),
-                distance=number(index, "PixelMeasuresSequence", "SpacingBetweenSlices", 0.0),
+                thickness=number(index, "SliceThickness", 0.0),
+                distance=number(index, "SpacingBetweenSlices", 0.0),
                 parts={name: str(header.get(name)) for name in _PARTS if header.get(name) is not None},
             )
         )

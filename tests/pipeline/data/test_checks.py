@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pipeline.data.checks import DataError, find_faults
+from pipeline.data import DataError, check_cases
 from pipeline.io import read_image
 
 SHAPE = (12, 10, 6)
@@ -43,15 +43,9 @@ def cases(tmp_path) -> dict[str, list[dict[str, str]]]:
 
 def faults_of(cases) -> list[str]:
     """The faults that the check complains about."""
-    return find_faults(cases)[0]
-
-
-def check_cases(cases) -> str:
-    """The digest of data that are sound."""
-    faults, digest = find_faults(cases)
-    if faults:
-        raise DataError(faults)
-    return digest
+    with pytest.raises(DataError) as caught:
+        check_cases(cases)
+    return caught.value.faults
 
 
 def test_good_data_pass_and_give_a_digest(cases):
@@ -176,6 +170,14 @@ def test_neither_two_nor_three_dimensions(cases, tmp_path, shape):
     cases["training"][0]["image"] = path
     (fault,) = faults_of(cases)
     assert fault == f"{path}: has shape {shape}, expected a 2D or 3D image of one channel"
+
+
+@pytest.mark.parametrize("split", ["training", "validation"])
+def test_empty_list(cases, split):
+    cases[split] = []
+    assert faults_of(cases) == [f'the list "{split}" is empty']
+    del cases[split]
+    assert faults_of(cases) == [f'the list "{split}" is empty']
 
 
 def test_entry_without_a_label(cases):

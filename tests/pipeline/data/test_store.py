@@ -14,7 +14,7 @@ import pytest
 import torch
 from monai.transforms import Compose, Lambdad, RandFlipd
 
-from pipeline.data import SliceDataset, checks, pairs, store
+from pipeline.data import SliceDataset, check_cases, checks, pairs, store
 from pipeline.data.store import VolumeStore, fingerprint, open_store
 from pipeline.io import ReadImaged, read_image
 from pipeline.metrics import IntensityMap
@@ -90,12 +90,12 @@ def test_items_are_those_of_memory_whether_made_or_found(data, tmp_path):
 def test_a_second_start_reads_no_image(data, tmp_path, reads, monkeypatch):
     store = tmp_path / "store"
     cases = {"training": data[:1], "validation": data[1:]}
-    digest = checks.find_faults(cases, store=store)
+    digest = check_cases(cases, store)
     build(data, store)
     assert len(reads) == 8
     monkeypatch.setattr(checks, "_KNOWN", {})  # what another process begins with
     reads.clear()
-    assert checks.find_faults(cases, store=store) == digest
+    assert check_cases(cases, store) == digest
     build(data, store)
     assert reads == []
 
