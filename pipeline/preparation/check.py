@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import itk
 import numpy as np
+import torch
 
+from pipeline.data.checks import inspect_all
+from pipeline.data.store import VolumeStore, open_store, source_of_room
 from pipeline.io import read_image
 from pipeline.preparation.registration import COARSE, MIDDLE, Scan, residual
 from transforms import UNMEASURED_KEY, foreground_mask
@@ -26,7 +33,11 @@ logger = logging.getLogger(__name__)
 
 
 def check_registration(
-    cases: Sequence[Mapping[str, Any]], wanted: bool = True, registered: bool = False, patients: int = CHECKED
+    cases: Sequence[Mapping[str, Any]],
+    wanted: bool = True,
+    registered: bool = False,
+    patients: int = CHECKED,
+    store: str | os.PathLike[str] | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Register the pairs of a few patients at low resolution and warn of those that do not line up.
 
@@ -37,6 +48,7 @@ def check_registration(
         wanted: False to leave it out.
         registered: whether the data say that they were registered, as `prepare` does; then nothing is done.
         patients: how many are looked at, evenly spread over the list.
+        store: folder that keeps what was found of a pair, see `pipeline.data.store`; None or "none" for no such memory.
 
     Returns:
         Of each case that was looked at: mean displacement and its part through the plane, in mm.
@@ -49,7 +61,7 @@ def check_registration(
     start = time.monotonic()
     found, warnings = {}, []
     for name in chosen:
-        looked = _look(by_patient[name])
+        looked = _look_once(by_patient[name], store)
         if looked is None:
             continue
         mean, through, gained = looked
@@ -66,6 +78,23 @@ def check_registration(
     elif found:
         logger.info("%d patients line up (%.0f s)", len(found), time.monotonic() - start)
     return found
+
+
+def _look_once(case: Mapping[str, Any], store: str | os.PathLike[str] | None) -> tuple[float, float, bool] | None:
+    """See `_look`; looked up where the same files were looked at before."""
+    opened = open_store(store)
+    paths = [str(case[key]) for key in ("image", "label")]
+    digests = [report.digest for report in inspect_all(paths).values()]
+    if opened is None or not all(digests):
+        return _look(case)
+    sources = [source_of_room(path) for path in (__file__, inspect.getfile(foreground_mask))]
+
+    def look() -> torch.Tensor:
+        looked = _look(case)
+        return torch.tensor([math.nan] if looked is None else looked, dtype=torch.float64)
+
+    found = opened.once(VolumeStore.key("registration", itk.Version.GetITKVersion(), sources, digests), look).tolist()
+    return None if len(found) == 1 else (found[0], found[1], bool(found[2]))
 
 
 def _look(case: Mapping[str, Any]) -> tuple[float, float, bool] | None:

@@ -148,6 +148,14 @@ RULES = (
     Rule(r"python scripts/methods\.py --learn.*", "python", (*METHODS, "--steps", "6", "--evaluations", "2")),
     Rule(r"python scripts/methods\.py", "python", METHODS),
     Rule(r"python scripts/method_cost\.py .*", "python", ("--only", "pix2pix", "--steps", "1", "--size", "64")),
+    Rule(
+        r"python scripts/measure_starts\.py.*", "elsewhere", ("tests/pipeline/studies/test_starts.py", "report_starts")
+    ),
+    Rule(
+        r"python scripts/measure_translation\.py.*",
+        "elsewhere",
+        ("tests/pipeline/studies/test_starts.py", "report_translation"),
+    ),
     Rule(r"python scripts/benchmark\.py --gpu .*", "elsewhere", ("tests/scripts/test_benchmark.py", "gpu")),
     Rule(
         r"python scripts/benchmark\.py --only store", "elsewhere", ("tests/scripts/test_benchmark.py", "report_store")

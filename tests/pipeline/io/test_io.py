@@ -196,12 +196,17 @@ def test_voxels_of_another_grid_are_refused(tmp_path):
         WriteImaged("pred", "image", tmp_path, "nii")
 
 
-def test_a_format_is_one_function_and_one_line(tmp_path, monkeypatch):
+def test_a_format_is_a_function_and_a_line_for_each_way(tmp_path, monkeypatch):
     """What CONTRIBUTING.md says of adding one."""
     monkeypatch.setitem(formats.READERS, ".txt", lambda path: formats.Raw(np.loadtxt(path), np.eye(4), {}))
+    monkeypatch.setitem(formats.WRITERS, ".txt", lambda path, values, affine, meta, level: np.savetxt(path, values))
     monkeypatch.setattr("pipeline.io.reading.READABLE", (*READABLE, ".txt"))
+    monkeypatch.setattr("pipeline.io.writing.WRITABLE", (*WRITABLE, ".txt"))
     np.savetxt(tmp_path / "a.txt", voxels()[0])
-    np.testing.assert_allclose(read_image(tmp_path / "a.txt").numpy()[0, ..., 0], voxels()[0], atol=1e-6)
+    image = read_image(tmp_path / "a.txt")
+    np.testing.assert_allclose(image.numpy()[0, ..., 0], voxels()[0], atol=1e-6)
+    write_image(tmp_path / "b.txt", image + 1, image)
+    np.testing.assert_array_equal(np.loadtxt(tmp_path / "b.txt"), image.numpy()[0, ..., 0] + 1)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_training_takes_the_datalist_and_parts_persons(prepared, caplog):
     assert "do not line up" not in caplog.text
 
 
-def test_pairs_that_were_not_prepared_are_warned_of(people, tmp_path, caplog):
+def test_pairs_that_were_not_prepared_are_warned_of(people, tmp_path, caplog, monkeypatch):
     source, target = people[1]
     cases = []
     for name, shift in (("p1", 5.0), ("p2", 0.0)):
@@ -107,6 +107,11 @@ def test_pairs_that_were_not_prepared_are_warned_of(people, tmp_path, caplog):
     assert "1 of 2 patients" in caplog.text
     assert f"p1: {found['p1'][0]:.1f} mm apart, {found['p1'][1]:.1f} mm of it through the plane" in caplog.text
     assert check_registration(cases, wanted=False) == {}
+    assert check_registration(cases, store=tmp_path / "store") == found
+    monkeypatch.setattr("pipeline.preparation.check._look", None)  # a second start reads no image
+    caplog.clear()
+    assert check_registration(cases, store=tmp_path / "store") == found
+    assert "1 of 2 patients" in caplog.text
 
 
 def test_no_name_leaves_the_key(prepared):
