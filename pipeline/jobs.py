@@ -14,11 +14,14 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, as_completed
+from concurrent.futures import as_completed
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from distributed.cfexecutor import ClientExecutor
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -71,7 +74,7 @@ def run_all(
 
 
 @contextmanager
-def engine(jobs: int, scheduler: str | None = None) -> Iterator[Executor]:
+def engine(jobs: int, scheduler: str | None = None) -> Iterator[ClientExecutor]:
     """Processes that do tasks.
 
     Args:
