@@ -160,6 +160,12 @@ RULES = (
     Rule(
         r"python scripts/benchmark\.py --only store", "elsewhere", ("tests/scripts/test_benchmark.py", "report_store")
     ),
+    Rule(r"python scripts/benchmark\.py --only step", "elsewhere", ("tests/scripts/test_benchmark.py", "report_step")),
+    Rule(
+        r"python scripts/benchmark\.py --against .*",
+        "elsewhere",
+        ("tests/scripts/test_benchmark.py", "report_against"),
+    ),
     Rule(
         r"python scripts/benchmark\.py",
         "python",

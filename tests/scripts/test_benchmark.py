@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipeline.studies import gpu
+from pipeline.studies import gpu, step_process, timing
 from pipeline.studies.gpu import Variant
 
 CPU = torch.device("cpu")
@@ -25,9 +26,34 @@ def script(monkeypatch):
     return module
 
 
+@pytest.mark.parametrize("options", [["--schedule", "plain"], [], ["--bf16"]])
+def test_what_a_process_answers_that_runs_steps(options, monkeypatch, capsys):
+    arguments = ["step_process", "--size", "32", "--network_size", "small", *options]
+    monkeypatch.setattr("sys.argv", arguments)
+    monkeypatch.setattr("sys.stdin", io.StringIO("1\n2\n"))
+    step_process.main()
+    seconds = [float(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(seconds) == 2
+    assert min(seconds) > 0
+
+
+@pytest.mark.slow  # a process for each schedule
 def test_the_step(script, capsys):
     script.report_step(64, 1, CPU, "small")
     assert "ours, bf16" in capsys.readouterr().out
+
+
+@pytest.mark.slow  # a process for each commit
+def test_the_step_against_that_of_a_commit(script, capsys):
+    script.report_against("HEAD", 1, 32, 1)
+    assert "commit HEAD" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="'5e4f953x' is no commit"), timing.checked_out("5e4f953x"):
+        pass
+
+
+def test_a_process_that_ends_is_said(tmp_path):
+    with pytest.raises(RuntimeError, match="measures 'bad' ended with code 2"):
+        timing.steps_in_turns({"bad": (Path(__file__).parents[2], ["--size", "none"])}, 1)
 
 
 @pytest.mark.slow  # a process for each schedule
