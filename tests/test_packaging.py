@@ -47,14 +47,14 @@ NEIGHBOURS = {
 }
 
 
-# What is done in one place: calls by their names, and the files that make them; where it is not the home: why.
+# What is done in one place: calls by their names, and the files that make them; where it is not the home: why. Studies
+# measure from outside, with files and processes of their own.
 HOMES = {
     "images come in and go out": (
         r"(nib|nibabel)\.(load|save)|itk\.im(read|write)|(pydicom\.)?dcmread|(Load|Save)Imaged?|ITK(Read|Writ)er|np\.load",
         "pipeline/io/",
         {
             "pipeline/data/phantom.py": "makes its own volumes, of which no source has a header",
-            "pipeline/studies/stand_ins.py": "likewise",
             "pipeline/data/store.py": "arrays of the store are no images",
             "pipeline/reporting/samples.py": "nor are those of pictures",
             "pipeline/label_app/studies.py": "hands a series that io has written on to a server",
@@ -77,7 +77,7 @@ HOMES = {
     "work goes to other processes": (
         r"(subprocess\.)?Popen|.*ProcessPoolExecutor|.*LocalCluster|os\.fork|multiprocessing\.\w+",
         "pipeline/jobs.py",
-        {"pipeline/studies/timing.py": "a peak of memory is that of a process that has done nothing else"},
+        {},
     ),
     "the stack is walked": (r"sys\._getframe", "pipeline/settings.py", {}),
 }
@@ -161,6 +161,8 @@ def test_everything_has_one_home(what):
     pattern, home, others = HOMES[what]
     found = set()
     for path in (path for folder in ("pipeline", "transforms", "scripts") for path in (ROOT / folder).rglob("*.py")):
+        if "studies" in path.relative_to(ROOT).parts:
+            continue
         nodes = list(ast.walk(ast.parse(path.read_text())))
         used = [node.func for node in nodes if isinstance(node, ast.Call)]
         used += [base for node in nodes if isinstance(node, ast.ClassDef) for base in node.bases]
