@@ -10,6 +10,7 @@ from pipeline.reporting.panels import Panel, Row, cropping_box, draw_grid, scale
 from pipeline.reporting.samples import Sample, evenly_spread, read_samples
 
 PANEL_WIDTH = 1.15  # inches; six columns fill the width of a page
+LONGEST_NAME = 16  # letters of a case's name that fit beside its row; the end tells cases apart
 COUNT = 8  # slices, as in the paper's supplement
 ABSENT = "no result"
 
@@ -140,4 +141,5 @@ def _caption(item: Sample) -> str:
 
 
 def _label(key: Slice) -> str:
-    return f"{key[0]}\nslice {key[1]}"
+    name = key[0] if len(key[0]) <= LONGEST_NAME else f"…{key[0][-LONGEST_NAME:]}"
+    return f"{name}\nslice {key[1]}"
