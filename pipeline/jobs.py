@@ -18,10 +18,7 @@ from concurrent.futures import as_completed
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from distributed.cfexecutor import ClientExecutor
+from typing import Any, TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -74,8 +71,8 @@ def run_all(
 
 
 @contextmanager
-def engine(jobs: int, scheduler: str | None = None) -> Iterator[ClientExecutor]:
-    """Processes that do tasks.
+def engine(jobs: int, scheduler: str | None = None) -> Iterator[Any]:
+    """Processes that do tasks, as an ``Executor`` whose ``submit`` also takes a ``key``, see `task_key`.
 
     Args:
         jobs: processes on this machine, each of one thread; they end with this one, however that dies.
@@ -111,15 +108,17 @@ def engine(jobs: int, scheduler: str | None = None) -> Iterator[ClientExecutor]:
         yield client.get_executor(pure=False)
 
 
-def task_key(*names: str) -> str:
-    """A key under which Dask's dashboard shows a task by name, and that no other task has.
+def task_key(kind: str, name: str = "") -> str:
+    """A key by which a task is known where Dask shows its work, and that no other task has.
 
     Args:
-        names: what the task is; those that share the first are counted together.
+        kind: of the task. Those of one kind wait with the scheduler until a worker is free; of a kind of its own, each
+            would be given to some worker at once, whatever that has to do already.
+        name: of the task.
     """
-    # Dask counts together what is the same up to the first dash that no letter follows, and takes a key that is there
-    # already for the same work.
-    return "- ".join([*(name.replace("-", " ") for name in names if name), uuid.uuid4().hex])
+    # To Dask the kind is what stands before the first dash that no letter follows; a key that is there already is of
+    # work that is done.
+    return "- ".join([*(word.replace("-", " ") for word in (kind, name) if word), uuid.uuid4().hex])
 
 
 def end_with_parent(parent: int) -> None:

@@ -8,9 +8,9 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from typing import Any
 
-import itk
 import numpy as np
 import torch
 
@@ -93,7 +93,7 @@ def _look_once(case: Mapping[str, Any], store: str | os.PathLike[str] | None) ->
         looked = _look(case)
         return torch.tensor([math.nan] if looked is None else looked, dtype=torch.float64)
 
-    found = opened.once(VolumeStore.key("registration", itk.Version.GetITKVersion(), sources, digests), look).tolist()
+    found = opened.once(VolumeStore.key("registration", metadata.version("itk"), sources, digests), look).tolist()
     return None if len(found) == 1 else (found[0], found[1], bool(found[2]))
 
 

@@ -110,13 +110,25 @@ def test_output_goes_to_the_end_of_a_file_and_back_again(tmp_path, capfd):
     assert sorted(lines[1:]) == ["error", "library", "python"]
 
 
-def test_a_dashboard_shows_tasks_by_name():
-    """Dask's pages count tasks by what its `key_split` makes of their keys."""
+def test_tasks_have_names_and_are_of_one_kind():
+    """To Dask, tasks are of one kind if what its `key_split` makes of their keys is the same."""
     from distributed.utils import key_split
 
-    cell, volume = "phantom-nicegan-nc+r-affine0.5-seed0", "p-1/T1 (2).nii.gz"
-    assert key_split(task_key(cell)) == "phantom nicegan nc+r affine0.5 seed0"
-    assert key_split(task_key("translate volume", volume)) == "translate volume"
-    assert key_split(task_key("translate volume", "abc")) == "translate volume"
-    assert "p 1/T1 (2).nii.gz" in task_key("translate volume", volume)
-    assert task_key(cell) != task_key(cell)
+    for name in ("phantom-nicegan-nc+r-affine0.5-seed0", "p-1/T1 (2).nii.gz", "abc", ""):
+        key = task_key("translate volume", name)
+        assert key_split(key) == "translate volume"
+        assert name.replace("-", " ") in key
+        assert key != task_key("translate volume", name)
+
+
+def test_tasks_wait_for_the_worker_that_is_free():
+    """Of a cluster as users start it; tasks of as many kinds as there are were all given to one worker at once."""
+    from distributed import Client, LocalCluster
+
+    where = "__import__('time').sleep(0.2) or __import__('distributed').get_worker().name"
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    with LocalCluster(**options) as cluster, Client(cluster) as client:
+        pool = client.get_executor(pure=False)
+        done = [pool.submit(eval, where, key=task_key("cell", f"number{number}")) for number in range(8)]
+        names = [future.result() for future in done]
+    assert all(names.count(name) >= 3 for name in (0, 1)), names

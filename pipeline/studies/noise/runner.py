@@ -158,7 +158,7 @@ class StudyRunner:
         if self.scheduler is not None:
             cluster = stack.enter_context(engine(self.jobs, self.scheduler))
             return lambda cell: cluster.submit(
-                run_apart, *self._task(cell), {}, self.devices[0], key=task_key(cell.name)
+                run_apart, *self._task(cell), {}, self.devices[0], key=task_key("cell", cell.name)
             )
         free: queue.Queue[str] = queue.Queue()
         for job in range(self.jobs):
