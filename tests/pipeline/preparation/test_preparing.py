@@ -107,10 +107,11 @@ def test_pairs_that_were_not_prepared_are_warned_of(people, tmp_path, caplog, mo
     assert "1 of 2 patients" in caplog.text
     assert f"p1: {found['p1'][0]:.1f} mm apart, {found['p1'][1]:.1f} mm of it through the plane" in caplog.text
     assert check_registration(cases, wanted=False) == {}
-    assert check_registration(cases, store=tmp_path / "store") == found
+    kept = check_registration(cases, store=tmp_path / "store")  # ITK's threads do not add up in one order
+    assert kept == {name: pytest.approx(values, abs=0.05) for name, values in found.items()}
     monkeypatch.setattr("pipeline.preparation.check._look", None)  # a second start reads no image
     caplog.clear()
-    assert check_registration(cases, store=tmp_path / "store") == found
+    assert check_registration(cases, store=tmp_path / "store") == kept
     assert "1 of 2 patients" in caplog.text
 
 
