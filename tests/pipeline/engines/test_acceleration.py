@@ -100,8 +100,19 @@ def graph_breaks(method):
     return [(side.graph_count, [str(reason.reason) for reason in side.break_reasons]) for side in found]
 
 
+SKIPS = pytest.mark.xfail(reason="MONAI's UpCat asks torch.jit.isinstance, which dynamo does not trace", strict=True)
+
+
 @pytest.mark.parametrize(
-    "method", ["reggan", *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS if m != "reggan")]
+    "method",
+    [
+        "reggan",
+        *(
+            pytest.param(method, marks=[pytest.mark.slow, *([SKIPS] if "unet" in method else [])])
+            for method in METHODS
+            if method != "reggan"
+        ),
+    ],
 )
 def test_a_step_is_one_graph_a_side(method):
     """Without a break there is no wait for the device in it, either: a break is what reading a value would be."""
