@@ -45,8 +45,6 @@ from pipeline.workflow import ConfigWorkflow
 from transforms import RandDeformationNoised
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = ROOT / "bundles" / "reggan" / "configs" / "train.json"
-INFERENCE = CONFIG.with_name("inference.json")
 PARTS = ("step", "loop", "data", "memory", "onnx", "store")
 STEPS = {"plain": Variant("plain"), "ours": Variant(), "ours, bf16": Variant(precision="bf16")}
 
@@ -200,7 +198,7 @@ def report_onnx(rounds: int, shape: Sequence[int] | None = None) -> None:
         settings = {"image": image, "output_dir": str(folder), "device": "cpu"}
         write_untrained(folder / "model.pt")
         workflow = ConfigWorkflow(["inference.json"], **settings, checkpoint=str(folder / "model.pt"))
-        exporter = Exporter([INFERENCE], folder / "model.pt", CONFIG.with_name("metadata.json"), settings)
+        exporter = Exporter(workflow)
         exporter.export(folder / "model.onnx", exporter.slices())
         evaluators = {
             "PyTorch": workflow.part("evaluator"),

@@ -281,7 +281,7 @@ def test_intensity_map_is_that_of_the_clean_slices(run_config, tmp_path):
 
 def test_what_the_map_is_fitted_to_changes_nothing_of_the_training(run_config, tmp_path, assert_same):
     """Nor would a fit that draws: the epochs' seeds say what is augmented, and how."""
-    on_augmented = [line.replace("@train#dataset.clean", "@train#dataset") for line in DEFAULTS["initialize"]]
+    on_augmented = [line.replace("fit_once(@train#dataset)", "fit(@train#dataset)") for line in DEFAULTS["initialize"]]
     assert on_augmented != DEFAULTS["initialize"]
     chain = ("train.json", "augmentation.json")
     run_config(*chain, output_dir=str(tmp_path / "clean"))

@@ -122,11 +122,11 @@ class Checkout:
 
     def small(self) -> None:
         """What a new reader has: a volume to translate, a data set, and a finished run with its model."""
-        sys.path.insert(0, str(ROOT / "scripts"))
+        sys.path.insert(0, str(ROOT / "tests"))
         try:
             from faults.trial import FITTED, TINY, Trial, words
         finally:
-            sys.path.remove(str(ROOT / "scripts"))
+            sys.path.remove(str(ROOT / "tests"))
         trial = Trial(self.folder, self.folder, self.folder)
         data = trial.dataset("mydata", training="abc", validation="v", test="t")
         for name in ("T1.nii.gz", "new_T1.nii.gz"):

@@ -108,6 +108,9 @@ RULES = (
     Rule(USE + r"inference\.json --image new_T1\.nii\.gz", "python", CPU, fast=True),
     Rule(USE + r"inference\.json .*", "python", CPU, FILES),
     Rule(USE + r"evaluate\.json( --run_name munit-c\+r| --checkpoint \S+| --run_name reggan)?", "python", CPU, FILES),
+    Rule(
+        USE + r"evaluate\.json --checkpoint model\.pt --dataset_dir mydata --test_time_flips \"\[0\]\"", "python", CPU
+    ),
     Rule(USE + r"evaluate\.json --run_name tuned --split validation", "python", CPU),
     Rule(
         r"python -m monai\.bundle run --config_file \"\[.*evaluate\.json'\]\" .*--output_dir OUT.*",
