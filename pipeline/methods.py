@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -21,6 +22,9 @@ NAMES = {"cyclegan-nc+r": "reggan", "cyclegan-c": "cyclegan"}
 # name of the method, in this order.
 REGISTRATIONS = ("affine", "true")
 VARIANTS = (*REGISTRATIONS, "unet", "fixed", "registered")
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,14 @@ def method_name(backbone: str, weights: Mapping[str, float], variants: Collectio
     else:
         mode = ("c" if "cycle" in terms else "nc") + ("+r" if registered else "")
         name = NAMES.get(f"{backbone}-{mode}", f"{backbone}-{mode}")
+    idle = [] if registered else [one for one in REGISTRATIONS if one in variants]
+    if idle:
+        logger.warning(
+            "this trains %s: what was asked for by '%s' has no effect without a weight for correction or smoothness "
+            "(and with one for pixel); a model that a training starts from brings its weights, unless all are given",
+            name,
+            "', '".join(idle),
+        )
     added = [one for one in VARIANTS if one in variants and (registered or one not in REGISTRATIONS)]
     return "-".join([name, *added])
 

@@ -106,7 +106,7 @@ def upstream():
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/root", asked
+    yield f"http://127.0.0.1:{server.server_port}/dicom-web", asked
     server.shutdown()
 
 
@@ -115,7 +115,7 @@ def test_of_the_client_nothing_but_what_it_accepts_is_told(upstream):
     status, kind, content = fetch(address, "studies", "limit=1", "application/dicom+json", ("user", "password"))
     assert (status, kind, b"".join(content)) == (200, "application/dicom+json", b"[]")
     path, headers = asked[-1]
-    assert path == "/root/studies?limit=1"
+    assert path == "/dicom-web/studies?limit=1"
     assert headers["Accept"] == "application/dicom+json"
     assert headers["Authorization"].startswith("Basic ")
     assert set(headers) <= {"Host", "User-Agent", "Accept", "Accept-Encoding", "Connection", "Authorization"}

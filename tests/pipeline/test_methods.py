@@ -75,6 +75,16 @@ def test_another_registration_ends_a_name_where_there_is_one():
     assert method_name("cyclegan", ADVERSARIAL | CORRECTION, ["unet", "affine"]) == "reggan-affine-unet"
 
 
+def test_a_registration_that_has_no_effect_is_said(caplog):
+    """As where a training with affine.json starts from Pix2Pix, whose weights it takes over."""
+    method_name("cyclegan", {"pixel": 100, "correction": 0}, ["affine"])
+    assert "this trains pix2pix: what was asked for by 'affine' has no effect" in caplog.text
+    caplog.clear()
+    method_name("cyclegan", ADVERSARIAL | CORRECTION, ["affine"])
+    method_name("cyclegan", {"pixel": 100}, ["unet", "registered"])
+    assert not caplog.text
+
+
 def test_what_is_done_to_pairs_ends_a_name():
     assert method_name("cyclegan", {"pixel": 100}, ["registered"]) == "pix2pix-registered"
     assert method_name("cyclegan", {"pixel": 100}, ["registered", "unet"]) == "pix2pix-unet-registered"
