@@ -55,6 +55,9 @@ class NotWrittenError(OSError):
             why = f"{quota}: make room in {folder}, or choose another folder"
         elif self.errno == errno.EROFS:
             why = f"{folder} is on a file system that can only be read: choose another folder"
+        elif self.errno == errno.ENOTDIR:
+            file = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+            why = f"{file} is a file, not a folder: choose another folder"
         else:
             why = f"writing in {folder} is not permitted: choose another folder, or ask for permission"
         return f"{self.path} could not be written: {why}"
@@ -114,7 +117,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     with _told_of_the_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder_of(path)
         try:
             yield beside
             put_in_place(beside, path)
@@ -138,7 +141,7 @@ def folder_beside(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     with _told_of_the_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder_of(path)
         prefix = f".{path.name}.{os.getpid()}."
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix, suffix=".part") as folder:
             yield Path(folder)
@@ -183,6 +186,13 @@ def _told_of_the_disk(path: Path) -> Iterator[None]:
         if told is None or told is error:
             raise
         raise told from error
+
+
+def _make_folder_of(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:  # which of the two, goes by what lies where
+        raise NotWrittenError(path, errno.ENOTDIR) from error
 
 
 def _sync(path: Path) -> None:

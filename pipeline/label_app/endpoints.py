@@ -33,6 +33,7 @@ from monailabel.utils.others.generic import file_checksum, get_mime_type
 from pipeline.files import replacing
 from pipeline.label_app.bodies import file_of, form_of, object_in
 from pipeline.label_app.infer import keep_previous
+from pipeline.label_app.journal import log_file
 from pipeline.label_app.limits import one_line
 from pipeline.label_app.proxy import ProxyError, allowed_path, allowed_query, fetch
 from pipeline.label_app.stored import (
@@ -279,8 +280,8 @@ def _register_others(router: APIRouter, app: Any) -> None:
         user: IsAdmin, lines: Annotated[int, Query(ge=1, le=MOST_LINES)] = 300, html: bool = False, text: bool = True
     ) -> Response:
         """The end of the log, as text."""
-        path = Path(settings.MONAI_LABEL_APP_DIR) / "logs" / "app.log"
-        if not path.is_file():
+        path = log_file()
+        if path is None or not path.is_file():
             raise HTTPException(404, "there is no log")
         with path.open(encoding="utf-8", errors="replace") as file:
             return PlainTextResponse("".join(deque(file, lines)))

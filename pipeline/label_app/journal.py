@@ -11,6 +11,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
 
 from pipeline.label_app.access import App, Message, Receive, Send
 from pipeline.label_app.limits import LONGEST_NAME, one_line
@@ -32,6 +33,14 @@ _UID = re.compile(r"\b\d+(?:\.\d+){5,}\b")
 _LOOSE = re.compile(r"[\s/\\\"'`,;:()\[\]{}<>|=]")
 
 logger = logging.getLogger(__name__)
+
+
+def log_file() -> Path | None:
+    """The file that this process writes its log to; None without one."""
+    files = (
+        handler.baseFilename for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)
+    )
+    return next(map(Path, files), None)
 
 
 def sound_id(given: str | None) -> str:

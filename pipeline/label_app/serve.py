@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 
+from pipeline.bundle import project_dir
+from pipeline.files import replacing
 from pipeline.label_app.access import read_token
 from pipeline.label_app.listening import auth_is_off, check_listening, describe_listening
 
@@ -37,11 +41,40 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--queue", help="translations that may wait or run at a time")
     parser.add_argument("--ssl-keyfile", help="key for HTTPS")
     parser.add_argument("--ssl-certfile", help="certificate for HTTPS")
+    parser.add_argument("--log-file", help="default server-PORT.log in the folder of outputs: each server has its own")
     parser.add_argument("--verbose", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"], help="of the log")
     parser.add_argument(
         "--conf", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="further settings of the app"
     )
     return parser
+
+
+def find_log_file(options: argparse.Namespace) -> Path:
+    """Where the server writes what it does: a file that no other server of this machine writes to."""
+    folder = dict(options.conf).get("output_dir") or project_dir() / "outputs" / "label"
+    return Path(options.log_file or Path(folder) / f"server-{options.port}.log").expanduser().absolute()
+
+
+def write_log_settings(log_file: Path) -> Path:
+    """Write MONAI Label's settings of the log, but for one file, beside that file.
+
+    MONAI Label's own log lies in the folder of the app: every server of an installation would write to the same one,
+    turn it over under the others' hands, and answer ``GET /logs/`` with what the others do.
+
+    Returns:
+        the file of settings, as `logging.config.dictConfig` takes them.
+
+    Raises:
+        NotWrittenError: nothing may be written there.
+    """
+    found = json.loads(resources.files("monailabel").joinpath("logging.json").read_text(encoding="utf-8"))
+    for handler in found["handlers"].values():
+        if "filename" in handler:
+            handler["filename"] = str(log_file)
+    settings = log_file.with_name(f"{log_file.name}.json")
+    with replacing(settings) as file:
+        file.write_text(json.dumps(found, indent=2))
+    return settings
 
 
 def monai_command(options: argparse.Namespace) -> list[str]:
@@ -89,12 +122,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = build_parser()
     options = parser.parse_args(arguments)
+    log_file = find_log_file(options)
     try:
         said = check(options, os.environ)
-    except ValueError as error:
+        log_settings = write_log_settings(log_file)
+    except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
-    print(said, flush=True)
-    sys.argv = ["monailabel", *monai_command(options)]
+    print(f"{said}\nlog:         {log_file}", flush=True)
+    sys.argv = ["monailabel", *monai_command(options), "--log_config", str(log_settings)]
     from monailabel.main import Main
 
     Main().run()

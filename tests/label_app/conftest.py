@@ -127,7 +127,8 @@ def start_server(
     ) -> Server:
         folder = tmp_path_factory.mktemp("server")
         port, log = free_port(), folder / "log.txt"
-        program = ["pipeline.label_app.serve"] if app == APP else ["monailabel.main", "start_server", "--app", app]
+        own = ["pipeline.label_app.serve", "--log-file", folder / "app.log"]
+        program = own if app == APP else ["monailabel.main", "start_server", "--app", app]
         command = [sys.executable, "-m", *program, "--studies", studies, "--host", host, "--port", port, *options]
         variables = {
             **os.environ,
@@ -249,7 +250,8 @@ class Ward(NamedTuple):
         found = {}
         for root in (self.folder, home):
             for path in sorted(root.rglob("*")):
-                own = path.is_relative_to(self.studies) or path == self.server.log or "sessions" in path.parts
+                log = path in (self.server.log, self.server.log.with_name("app.log"))
+                own = path.is_relative_to(self.studies) or log or "sessions" in path.parts
                 if path.is_file() and not own:
                     found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
         return found

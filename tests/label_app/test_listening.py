@@ -16,7 +16,7 @@ from pipeline.label_app.listening import (
     host_of_command,
     is_loopback,
 )
-from pipeline.label_app.serve import build_parser, check, main, monai_command
+from pipeline.label_app.serve import build_parser, check, find_log_file, main, monai_command
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a-token-of-enough-characters"
@@ -100,6 +100,35 @@ def test_the_command_becomes_that_of_monai_label(tmp_path):
     pairs = {command[place + 1]: command[place + 2] for place, word in enumerate(command) if word == "--conf"}
     assert pairs == {"models": "all", "token_file": str(tmp_path / "token"), "auth": "on", "min_free_gb": "5"}
     assert "every machine" in check(parsed, {})
+
+
+def test_each_server_has_a_log_of_its_own(tmp_path):
+    def place(*options):
+        return find_log_file(build_parser().parse_args(["--studies", "s", *options]))
+
+    assert place() == ROOT / "outputs" / "label" / "server-8000.log"
+    assert place("--port", "8001") == ROOT / "outputs" / "label" / "server-8001.log"
+    assert place("--conf", "output_dir", str(tmp_path)) == tmp_path / "server-8000.log"
+    assert place("--log-file", str(tmp_path / "mine")) == tmp_path / "mine"
+
+
+def test_the_log_of_another_server_is_not_shown(ward, start_server, tmp_path):
+    """Two servers of one checkout, which MONAI Label would let write to one file."""
+    other = start_server(tmp_path, "--models", "reggan", "--bundles", str(ward.folder / "bundles"))
+    for server, mark in ((ward.server, "of-the-ward"), (other, "of-the-other")):
+        server.request("GET", "/info/", headers={"X-Request-ID": mark})
+    logs = [server.request("GET", "/logs/").text for server in (ward.server, other)]
+    assert ["of-the-ward" in log for log in logs] == [True, False]
+    assert ["of-the-other" in log for log in logs] == [False, True]
+    assert {line.split("] [")[1] for line in logs[1].splitlines()} == {str(other.process.pid)}
+
+
+def test_a_log_that_cannot_be_written_stops_the_start(tmp_path, capsys):
+    pytest.importorskip("monailabel", reason="needs the extra 'label': make label-test")
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="2"):
+        main(["--studies", "studies", "--log-file", str(tmp_path / "file" / "server.log")])
+    assert "server.log" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

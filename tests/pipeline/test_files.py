@@ -7,12 +7,14 @@ import resource
 import signal
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from pipeline.files import NotWrittenError, ProcessLock, remove_leftovers, replacing
+from pipeline.files import NotWrittenError, ProcessLock, folder_beside, remove_leftovers, replacing
 from pipeline.tensors import save_tensors
 
 
@@ -61,6 +63,16 @@ def test_a_full_disk_is_said_with_file_and_remedy(tmp_path: Path, monkeypatch: p
             raise OSError(number, "said in other words")
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("place", ["notes/model.pt", "notes/deep/er/model.pt"])
+@pytest.mark.parametrize("writer", [replacing, folder_beside])
+def test_a_file_in_the_place_of_a_folder_is_said(tmp_path: Path, place: str, writer: Callable[..., Any]) -> None:
+    (tmp_path / "notes").write_text("mine")
+    says = rf"model\.pt could not be written: {tmp_path / 'notes'} is a file, not a folder"
+    with pytest.raises(NotWrittenError, match=says), writer(tmp_path / place):
+        pass
+    assert (tmp_path / "notes").read_text() == "mine"
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
