@@ -16,6 +16,7 @@ from pipeline.data.checks import DataError
 from pipeline.inference import open_model
 from pipeline.models import BEST, ModelError, Recipe
 from pipeline.settings import calling_parser
+from transforms.deformation import DEFAULT_AMPLITUDE
 
 DEFAULT_RUN = "reggan"
 LOADER = "pipeline.data.load_cases"
@@ -125,14 +126,17 @@ class Evaluated:
             )
         return cases
 
-    def noise(self, level: float | None = None, kind: str | None = None) -> dict[str, Any]:
+    def noise(
+        self, level: float | None = None, kind: str | None = None, amplitude: float | None = None
+    ) -> dict[str, Any]:
         """The misalignment at which registration is measured: what is given, or else the training's."""
         known = self.recipe["training"]
-        found = {"level": level, "kind": kind}
-        fallback: dict[str, Any] = {"level": 0, "kind": "affine"}
+        known = known.get("settings", {}) | known
+        found = {"level": level, "kind": kind, "amplitude": amplitude}
+        fallback: dict[str, Any] = {"level": 0, "kind": "affine", "amplitude": DEFAULT_AMPLITUDE}
         for name in found:
             if found[name] is None:
-                of_training = known[f"noise_{name}"]
+                of_training = known.get(f"noise_{name}")
                 found[name] = fallback[name] if of_training is None else of_training
         return found
 

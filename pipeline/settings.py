@@ -178,6 +178,16 @@ def _settings() -> list[Setting]:
         Setting("true_field", "flag", "false", "warp by the field of the added noise, in place of finding one"),
         Setting("pairs", "text", "anew", "when pairs are misaligned; registered: once, then registered", choices=PAIRS),
         Setting("noise_kind", "text", "affine", "of the misalignment", both, choices=tuple(NOISE_KINDS), none=True),
+        Setting(
+            "noise_amplitude",
+            "number",
+            "0.03",
+            "of non-affine noise: largest spline coefficient per level",
+            both,
+            0,
+            1,
+            none=True,
+        ),
         Setting("spatial_dims", "whole", "2", "dimensions of the networks", _ALL, 2, 3, none=True),
         Setting("spatial_size", "size", "[96, 96]", "of the slices in pixels", _ALL, none=True),
         Setting(

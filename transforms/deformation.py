@@ -29,6 +29,7 @@ MAX_NOISE_LEVEL = 5.0
 ROTATION_PER_LEVEL = 1.0  # degrees
 SHIFT_PER_LEVEL = 0.02  # of the image size along each axis
 SCALE_PER_LEVEL = 0.02
+DEFAULT_AMPLITUDE = 0.03  # of the local part
 
 
 class DeformationNoise(Randomizable, Transform):
@@ -66,7 +67,7 @@ class DeformationNoise(Randomizable, Transform):
         kind: str = "affine",
         spatial_dims: int = 2,
         control_cells: int | Sequence[int] = 4,
-        amplitude: float = 0.03,
+        amplitude: float = DEFAULT_AMPLITUDE,
         background: float = BACKGROUND,
     ) -> None:
         if isinstance(level, bool) or not isinstance(level, (int, float)) or not 0 <= level <= MAX_NOISE_LEVEL:
@@ -212,7 +213,7 @@ class RandDeformationNoised(Randomizable, MapTransform):
         displacement_key: str = "true_ddf",
         part: Sequence[int] = (0, 1),
         control_cells: int | Sequence[int] = 4,
-        amplitude: float = 0.03,
+        amplitude: float = DEFAULT_AMPLITUDE,
         background: float = BACKGROUND,
         allow_missing_keys: bool = False,
     ) -> None:

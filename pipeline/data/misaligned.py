@@ -14,6 +14,7 @@ from tqdm import tqdm
 from pipeline.data.aligning import align
 from pipeline.data.pairs import SILENCE, PairDataset
 from transforms import RandDeformationNoised
+from transforms.deformation import DEFAULT_AMPLITUDE
 from transforms.displacement import true_displacement
 from transforms.scale import BACKGROUND
 
@@ -84,7 +85,13 @@ class Misalignment:
 
 
 def misalign(
-    dataset: Any, pairs: str, level: float, kind: str = "affine", seed: int = 0, true_field: bool = False
+    dataset: Any,
+    pairs: str,
+    level: float,
+    kind: str = "affine",
+    seed: int = 0,
+    true_field: bool = False,
+    amplitude: float = DEFAULT_AMPLITUDE,
 ) -> None:
     """Misalign the pairs of a data set once, and register them.
 
@@ -95,6 +102,7 @@ def misalign(
         kind: of the noise.
         seed: of the misalignments.
         true_field: whether training asks for the field of the noise.
+        amplitude: of the local part of noise that is not affine.
 
     Raises:
         ValueError: ``pairs`` is none of ``PAIRS``, or asks for what ``dataset`` or ``true_field`` does not allow.
@@ -107,7 +115,7 @@ def misalign(
         raise ValueError(f"true_field is for noise that is drawn anew; expected pairs anew with it, got {pairs}")
     if not isinstance(dataset, PairDataset):
         raise ValueError(f"pairs {pairs} needs a data set that derives from PairDataset, got {type(dataset).__name__}")
-    misalignment = Misalignment(RandDeformationNoised(level=level, kind=kind), seed)
+    misalignment = Misalignment(RandDeformationNoised(level=level, kind=kind, amplitude=amplitude), seed)
     if pairs == "registered":
         misalignment.register(dataset.clean)
     dataset.misalignment = misalignment

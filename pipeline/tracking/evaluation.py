@@ -31,7 +31,7 @@ class TrackedEvaluation:
     a run below that of the training, which stays as it is. Its name is like ``reggan: test of best.pt``, and it holds:
 
     - all parameters of the training, and of its own ``split``, ``checkpoint``, ``evaluated_noise_level``,
-      ``evaluated_noise_kind``, ``dataset`` and ``dataset_digest``;
+      ``evaluated_noise_kind`` (and ``..._amplitude``, where it is not affine), ``dataset`` and ``dataset_digest``;
     - each metric as ``<split>/<metric>`` at the iteration of the checkpoint;
     - the data set, the tables and pictures, and where it comes from: checkpoint, software, machine and git commit.
 
@@ -155,6 +155,7 @@ class TrackedEvaluation:
             "checkpoint": place.as_posix(),
             "evaluated_noise_level": noise.get("level"),
             "evaluated_noise_kind": noise.get("kind"),
+            "evaluated_noise_amplitude": noise.get("amplitude") if noise.get("kind") == "nonaffine" else None,
             "dataset": dataset.get("name"),
             "dataset_digest": dataset.get("digest"),
         }

@@ -151,6 +151,21 @@ KNOBS = [
     bad("noise level in words", noise_level="high", says="noise_level must lie in [0, 5], got 'high'"),
     bad("noise kind", noise_kind="elastic", says="noise_kind must be one of affine, nonaffine, got 'elastic'"),
     bad(
+        "local noise",
+        noise_kind="nonaffine",
+        noise_level=3,
+        noise_amplitude=0.2,
+        says="amplitude * level must stay below 0.25 in 2D, or images may fold: got 0.2 * 3 = 0.6",
+    ),
+    bad(
+        "local noise of fixed pairs",
+        noise_kind="nonaffine",
+        noise_level=3,
+        noise_amplitude=0.2,
+        pairs="fixed",
+        says="amplitude * level must stay below 0.25 in 2D, or images may fold: got 0.2 * 3 = 0.6",
+    ),
+    bad(
         "weight of an unknown term",
         weights={"adversarial": 1, "corection": 20},
         says=["weights names ['corection']", "expected among ['adversarial', ", "'correction', "],

@@ -15,6 +15,7 @@ from monai.bundle import ConfigParser
 
 from pipeline.engines import TranslationTrainer
 from pipeline.errors import first_cause
+from pipeline.evaluation import Evaluated
 from pipeline.files import file_digest
 from pipeline.methods import BACKBONES, METHODS
 from pipeline.metrics import DriftMetric
@@ -246,6 +247,13 @@ def test_a_generator_with_skips_goes_on_from_registered_pairs(run_config, tmp_pa
     weights = {term: weight for term, weight in recipe["weights"].items() if weight}
     assert weights == expected_weights("reggan-affine-unet")
     assert recipe["training"]["started_from"] == file_digest(first / "model.pt")
+
+
+def test_an_evaluation_has_the_local_noise_of_the_training(run_config, tmp_path):
+    run_config("train.json", noise_kind="nonaffine", noise_level=2, noise_amplitude=0.1, max_epochs=1)
+    evaluated = Evaluated(tmp_path / "run" / "model.pt")
+    assert evaluated.noise() == {"level": 2, "kind": "nonaffine", "amplitude": 0.1}
+    assert evaluated.noise(1, "affine", 0.02) == {"level": 1, "kind": "affine", "amplitude": 0.02}
 
 
 @pytest.mark.parametrize(("overlay", "pairs"), [("fixed_noise.json", "fixed"), ("registered.json", "registered")])
