@@ -30,7 +30,8 @@ def build_parser() -> argparse.ArgumentParser:
         choices=sorted(path.stem for path in PRESETS.glob("*.yaml")),
         default="cpu",
         help="a study of this project: quick (minutes), cpu (small networks; with --jobs 2 about an hour on two "
-        "cores for each data set), science (what limits RegGAN, docs/science.md), paper (wants GPUs); default: "
+        "cores for each data set), science (what limits RegGAN, docs/science.md), registered and local "
+        "(registration before training), paper (wants GPUs); default: "
         "%(default)s",
     )
     what.add_argument(
@@ -45,6 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--split", choices=("test", "validation"), help="patients that are scored (default: the study's)"
     )
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="only these of the study's methods")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="instead of the study's")
     parser.add_argument("--output-dir", type=Path, help="the study's folder (default: outputs/NAME)")
     parser.add_argument("--jobs", type=int, help="cells at a time (default: one for each device)")
     parser.add_argument(
@@ -69,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             study = replace(study, datasets=parse_datasets(options.dataset_dir))
         if options.split:
             study = replace(study, split=options.split)
+        study = study.narrowed(options.methods, options.seeds)
         folder = (options.output_dir or project_dir() / "outputs" / study.name).expanduser().absolute()
         if options.list:
             print(listing(study, folder))

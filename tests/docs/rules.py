@@ -178,7 +178,7 @@ RULES = (
         r"python scripts/noise_study\.py .*--dataset-dir .*",
         "python",
         ("--devices", "cpu"),
-        {"data/fold1": "mydata", "data/fold2": "DATA"},
+        {"data/fold1": "mydata", "data/fold2": "DATA", "data/mine": "mydata"},
     ),
     Rule(r"python scripts/noise_study\.py .*", "python", ("--devices", "cpu", "--dataset-dir", "made=mydata")),
     Rule(

@@ -289,3 +289,12 @@ def test_list_says_what_is_done(script, tmp_path, capsys):
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["here-reggan-affine5-seed0", "train.json", "0%"] in lines
     assert ["here-pix2pix-affine0-seed0", "train.json", "pix2pix.json", "100%"] in lines
+
+
+def test_a_part_of_a_study_can_be_asked_for(script, capsys):
+    assert script.main(["--preset", "science", "--list", "--methods", "pix2pix", "--seeds", "4", "5"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "seed" in line]
+    assert names == ["phantom-pix2pix-affine0-seed4", "phantom-pix2pix-affine0-seed5"]
+    with pytest.raises(SystemExit, match="2"):
+        script.main(["--preset", "quick", "--list", "--methods", "nicegan"])
+    assert "methods must be among" in capsys.readouterr().err

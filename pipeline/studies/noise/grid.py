@@ -194,6 +194,32 @@ class Study:
                 raise ValueError(f"method_settings#{method} must be a mapping, got {settings!r}")
         return cls(**values)
 
+    def narrowed(self, methods: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> Study:
+        """The same study with fewer methods, or with other seeds.
+
+        Args:
+            methods: those to keep, among the study's; what one of them starts from is kept, too. None for all.
+            seeds: in place of the study's; None for those.
+
+        Raises:
+            ValueError: a method is none of the study's, or a seed is no whole number of at least 0.
+        """
+        study = self if seeds is None else replace(self, seeds=tuple(seeds))
+        if methods is None:
+            return study
+        for method in methods:
+            _check_known(method, self.methods, "methods")
+        wanted = set(methods)
+        for method in reversed(self.methods):  # what a method starts from stands before it
+            if method in wanted and method in self.method_start:
+                wanted.add(self.method_start[method])
+        kept = tuple(method for method in self.methods if method in wanted)
+        per_method = {
+            name: {method: value for method, value in getattr(self, name).items() if method in kept}
+            for name in ("method_noise", "method_start", "method_settings")
+        }
+        return replace(study, methods=kept, **per_method)
+
     def describe(self) -> dict[str, Any]:
         """The study as plain values, safe for JSON; `from_mapping` takes them back."""
         return json.loads(json.dumps(asdict(self)))

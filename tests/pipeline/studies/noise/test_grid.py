@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ PRESETS = Path(__file__).parents[4] / "scripts" / "studies"
 LEAST = {"name": "a", "methods": ["pix2pix", "reggan"], "noise": {"affine": [0, 5]}}
 
 
-@pytest.mark.parametrize("preset", ["quick", "cpu", "science", "paper", "registered"])
+@pytest.mark.parametrize("preset", ["quick", "cpu", "science", "paper", "registered", "local"])
 def test_presets_are_complete(preset):
     study = Study.load(PRESETS / f"{preset}.yaml")
     cells = list(study.cells())
@@ -23,6 +24,9 @@ def test_presets_are_complete(preset):
         assert all((bundle_dir() / "configs" / name).is_file() for name in study.chain(cell))
     if preset == "registered":  # stands beside "cpu", whose methods and levels it does not run again
         assert study.settings == Study.load(PRESETS / "cpu.yaml").settings
+        return
+    if preset == "local":
+        assert study.settings == {**Study.load(PRESETS / "cpu.yaml").settings, "noise_amplitude": 0.08}
         return
     assert {"pix2pix", "reggan"} <= set(study.methods)
     assert {0, 5} <= set(study.noise["affine"])
@@ -71,6 +75,21 @@ def test_a_method_may_start_from_another():
     starts = {cell.name: study.start(cell) for cell in study.cells()}
     assert starts["phantom-pix2pix-affine5-seed3"] is None
     assert starts["phantom-reggan-affine5-seed3"] == Cell("pix2pix", 5, "affine", 3, "phantom")
+
+
+def test_a_part_of_a_study_has_what_its_methods_start_from_and_nothing_else():
+    whole = Study.load(PRESETS / "science.yaml")
+    part = whole.narrowed(["reggan-affine-unet", "pix2pix"], [7])
+    assert part.methods == ("pix2pix", "pix2pix-unet-registered", "reggan-affine-unet")
+    assert part.method_start == {"reggan-affine-unet": "pix2pix-unet-registered"}
+    assert set(part.method_noise) == set(part.methods)
+    names = {cell.name for cell in part.cells()}
+    assert names == {cell.name for cell in replace(whole, seeds=(7,)).cells() if cell.method in part.methods}
+    assert whole.narrowed() == whole
+    with pytest.raises(ValueError, match=r"methods must be among pix2pix, .*, got 'reggan-afine'; did you mean"):
+        whole.narrowed(["reggan-afine"])
+    with pytest.raises(ValueError, match="seeds must be whole numbers of at least 0, got -1"):
+        whole.narrowed(seeds=[-1])
 
 
 def test_half_levels_stay_what_they_are():
