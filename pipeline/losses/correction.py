@@ -14,12 +14,14 @@ class CorrectionLoss(nn.Module):
     translator with `pipeline.networks.warp`; gradients flow through it into the generator and the registration network.
     """
 
-    def forward(self, warped: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def forward(self, warped: torch.Tensor, target: torch.Tensor, overlap: torch.Tensor | None = None) -> torch.Tensor:
         """Compute the loss.
 
         Args:
             warped: prediction warped onto the target, (B, C, *spatial).
             target: misaligned target, (B, C, *spatial).
+            overlap: where alone they are compared, (B, 1, *spatial), see `pipeline.networks.overlap`; everywhere
+                without it. Each image's mean is over its own part, and an image without any counts 0.
 
         Returns:
             Scalar, in units of the intensities.
@@ -31,4 +33,8 @@ class CorrectionLoss(nn.Module):
             raise ValueError(
                 f"warped and target must have one shape, got {tuple(warped.shape)} and {tuple(target.shape)}"
             )
-        return F.l1_loss(warped, target)
+        if overlap is None:
+            return F.l1_loss(warped, target)
+        counted = overlap.to(warped.dtype)
+        difference = (warped - target).abs().mean(1, keepdim=True) * counted
+        return (difference.flatten(1).sum(1) / counted.flatten(1).sum(1).clamp(min=1)).mean()

@@ -9,7 +9,7 @@ from pipeline.networks.registration import RegistrationNet
 from pipeline.networks.resnet_generator import ResNetGenerator
 from pipeline.networks.unet_generator import UNetGenerator
 from pipeline.networks.unit import UNITGenerator
-from pipeline.networks.warp import warp
+from pipeline.networks.warp import overlap, warp
 
 __all__ = [
     "AffineRegistrationNet",
@@ -24,6 +24,7 @@ __all__ = [
     "UNITGenerator",
     "UNetGenerator",
     "affine_field",
+    "overlap",
     "random_symmetries",
     "register_affine",
     "warp",

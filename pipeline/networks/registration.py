@@ -33,6 +33,8 @@ class RegistrationNet(nn.Module):
         in_channels: channels of each image of the pair.
         channels: channels of each level, from fine to coarse; their number is the number of levels.
         bottom_blocks: number of residual blocks at the bottom.
+        overlap_only: whether the correction compares images only where the field stays inside of them. Beyond, a warped
+            image goes on with its border, and a misaligned scan shows what the other never saw.
 
     Raises:
         ValueError: an argument is out of range.
@@ -44,8 +46,12 @@ class RegistrationNet(nn.Module):
         in_channels: int = 1,
         channels: Sequence[int] = (32, 64, 64, 64, 64, 64, 64),
         bottom_blocks: int = 3,
+        overlap_only: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(overlap_only, bool):
+            raise ValueError(f"overlap_only must be true or false, got {overlap_only!r}")
+        self.overlap_only = overlap_only
         check_spatial_dims(spatial_dims)
         check_counts(in_channels=in_channels, bottom_blocks=bottom_blocks)
         if not channels:

@@ -9,6 +9,21 @@ from torch.nn import functional as F
 from pipeline.networks.repeatable import must_repeat, sample
 
 
+def overlap(ddf: Tensor) -> Tensor:
+    """Where a warped image has values of its own: where x + ddf(x) lies inside the image, and not beyond its border.
+
+    Args:
+        ddf: displacement field in voxels, (B, spatial_dims, *spatial), see `warp`.
+
+    Returns:
+        Truth values (B, 1, *spatial).
+    """
+    inside = torch.ones_like(ddf[:, 0], dtype=torch.bool)
+    for axis, position in enumerate(_positions(ddf.detach())):
+        inside = inside & (position >= 0) & (position <= ddf.shape[2 + axis] - 1)
+    return inside[:, None]
+
+
 def warp(image: Tensor, ddf: Tensor) -> Tensor:
     """Sample an image linearly at x + ddf(x); beyond the border it goes on with its border values.
 
@@ -36,12 +51,18 @@ def warp(image: Tensor, ddf: Tensor) -> Tensor:
     # In single precision also under autocast: a position of 200.5 pixels is none in half precision.
     single = torch.promote_types(torch.promote_types(image.dtype, ddf.dtype), torch.float32)
     image, ddf = image.to(single), ddf.to(single)
-    positions = [
-        torch.arange(size, device=ddf.device, dtype=single).view(-1, *(1,) * (dims - 1 - axis)) + ddf[:, axis]
-        for axis, size in enumerate(shape)
-    ]
+    positions = _positions(ddf)
     if must_repeat(image):
         return sample(image, positions)
     axes = [position * 2 / max(size - 1, 1) - 1 for position, size in zip(positions, shape, strict=True)]
     grid = torch.stack(axes[::-1], dim=-1)  # grid_sample takes the last axis first
     return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)
+
+
+def _positions(ddf: Tensor) -> list[Tensor]:
+    """Where each voxel's value comes from along each axis, (B, *spatial) each."""
+    shape = ddf.shape[2:]
+    return [
+        torch.arange(size, device=ddf.device, dtype=ddf.dtype).view(-1, *(1,) * (len(shape) - 1 - axis)) + ddf[:, axis]
+        for axis, size in enumerate(shape)
+    ]

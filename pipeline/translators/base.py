@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.losses import CorrectionLoss, LeastSquaresAdversarialLoss, SmoothnessLoss, WeightedSum
-from pipeline.networks import warp
+from pipeline.networks import overlap, warp
 
 NetworkFactory = Callable[..., nn.Module]
 Terms = dict[str, Tensor]
@@ -161,7 +161,8 @@ class Translator(nn.Module):
         Where the registration finds part of its field without weights (``in_parts``, see ``AffineRegistrationNet``),
         smoothness weighs the network's own part alone, and what is known of the other is among the outputs, as scalars
         whose names begin with ``registration/``. Where the batch holds the true field, that is taken in place of the
-        network's: no real pair has one, and what it gives is the bound of what any registration can.
+        network's: no real pair has one, and what it gives is the bound of what any registration can. With a
+        registration whose ``overlap_only`` is set, images are compared only where the field stays inside of them.
 
         Args:
             pred: (B, C, *spatial), the prediction.
@@ -180,7 +181,8 @@ class Translator(nn.Module):
         warped = self._warp(pred, ddf)
         terms = {}
         if "correction" in self.terms:
-            terms["correction"] = self.correction_loss(warped, target)
+            seen = overlap(ddf) if getattr(self.registration, "overlap_only", False) else None
+            terms["correction"] = self.correction_loss(warped, target, seen)
         if "smoothness" in self.terms:
             terms["smoothness"] = self.smoothness_loss(own)
         return {"warped": warped, "ddf": ddf} | {f"registration/{name}": fact for name, fact in facts.items()}, terms

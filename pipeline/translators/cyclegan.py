@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.losses import StructureLoss
 from pipeline.networks import affine_field, random_symmetries, warp
 from pipeline.translators.base import NetworkFactory, Terms, Translator
 from pipeline.translators.image_pool import ImagePool
@@ -35,7 +36,7 @@ class CycleGANTranslator(Translator):
             target alone; ``cycle``, the mean absolute differences of both round trips, summed; ``equivariance``,
             the mean absolute difference between the translation of a source that was flipped, turned by quarters and
             scaled a little at random, and the translation that was; ``pixel``, the mean absolute difference of
-            prediction and target.
+            prediction and target; ``structure``, that of descriptors of source and prediction, see ``StructureLoss``.
         generator: builds a generator, ``forward(images) -> images``; called a second time, for target into source, if
             ``cycle`` has a weight. Its ``in_channels`` and ``out_channels`` tell the discriminators theirs.
         discriminator: builds a discriminator, ``forward(images) -> logits``; called only for adversarial terms, with
@@ -47,7 +48,7 @@ class CycleGANTranslator(Translator):
     """
 
     known_terms: ClassVar[frozenset[str]] = (
-        Translator.registration_terms | ADVERSARIAL | {"cycle", "equivariance", "pixel"}
+        Translator.registration_terms | ADVERSARIAL | {"cycle", "equivariance", "pixel", "structure"}
     )
     training_only: ClassVar[tuple[str, ...]] = (
         *Translator.training_only,
@@ -68,6 +69,7 @@ class CycleGANTranslator(Translator):
         if ADVERSARIAL.issubset(self.terms):
             raise ValueError(f"weights must name one of {sorted(ADVERSARIAL)}, got both: there is one discriminator")
         self.conditional = "conditional_adversarial" in self.terms
+        self.structure_loss = StructureLoss()
         self.generator = generator()
         if self.conditional and discriminator is not None:
             channels = cast(int, self.generator.in_channels) + cast(int, self.generator.out_channels)
@@ -113,6 +115,8 @@ class CycleGANTranslator(Translator):
             maps = batch["symmetry"] if "symmetry" in batch else self.draw(batch)["symmetry"]
             field = affine_field(maps, maps.new_zeros(len(maps), maps.shape[1], *source.shape[2:]))
             terms["equivariance"] = F.l1_loss(self.generator(warp(source, field)), warp(pred, field))
+        if "structure" in self.terms:
+            terms["structure"] = self.structure_loss(pred, source)
         if self.source_generator is not None:
             # One pass over both, which is faster: nothing in a generator mixes the images of a batch.
             source_pred, source_back = self.source_generator(torch.cat([target, pred])).chunk(2)

@@ -214,7 +214,7 @@ class Study:
             if method in wanted and method in self.method_start:
                 wanted.add(self.method_start[method])
         kept = tuple(method for method in self.methods if method in wanted)
-        per_method = {
+        per_method: dict[str, Any] = {
             name: {method: value for method, value in getattr(self, name).items() if method in kept}
             for name in ("method_noise", "method_start", "method_settings")
         }

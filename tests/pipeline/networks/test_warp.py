@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from monai.networks.blocks import Warp
 
-from pipeline.networks import warp
+from pipeline.networks import overlap, warp
 
 pytestmark = pytest.mark.filterwarnings("ignore:monai.networks.blocks.Warp")
 
@@ -35,3 +36,16 @@ def test_it_is_one_graph():
 def test_shapes_that_do_not_fit_are_refused(field):
     with pytest.raises(ValueError, match=r"ddf must have the shape .* beside \(1, 1, 8, 8\)"):
         warp(torch.rand(1, 1, 8, 8), torch.rand(field))
+
+
+@pytest.mark.parametrize("size", [(5, 7), (4, 5, 6)])
+def test_the_overlap_is_where_a_warped_image_has_values_of_its_own(size):
+    ddf = torch.randn(2, len(size), *size) * 3
+    found = overlap(ddf)
+    assert found.shape == (2, 1, *size)
+    assert 0 < found.float().mean() < 1
+    for place in np.ndindex(*size):
+        at = [place[axis] + ddf[1, axis][place].item() for axis in range(len(size))]
+        assert found[1, 0][place] == all(0 <= where <= length - 1 for where, length in zip(at, size, strict=True))
+    assert overlap(torch.zeros(1, len(size), *size)).all()
+    assert not overlap(torch.full((1, len(size), *size), torch.nan)).any()

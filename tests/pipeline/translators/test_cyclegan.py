@@ -10,6 +10,7 @@ import torch
 from monai.networks.blocks import Warp
 
 from pipeline.engines import TranslationTrainer
+from pipeline.losses import StructureLoss
 from pipeline.networks import PatchDiscriminator, RegistrationNet, ResNetGenerator
 from pipeline.translators import CycleGANTranslator, decode_recipe, decode_signature, find_translator
 
@@ -44,7 +45,7 @@ def test_networks_without_a_term_are_not_built(make_translator, weights, built):
 
 
 def test_unknown_term_is_refused(make_translator):
-    with pytest.raises(ValueError, match=r"\['corection'\].*expected among \[.*'correction', .*'smoothness'\]"):
+    with pytest.raises(ValueError, match=r"\['corection'\].*expected among \[.*'correction', .*'smoothness', .*\]"):
         make_translator({"corection": 20})
 
 
@@ -334,6 +335,27 @@ def test_equivariance_of_a_map_that_knows_no_place_is_zero(make_translator, batc
     assert translator.generator_terms(batch)[1]["equivariance"] == 0
 
 
+def test_structure_compares_the_prediction_with_its_source(make_translator, batch):
+    translator = make_translator({"structure": 2.0})
+    outputs, terms = translator.generator_terms(batch)
+    assert set(terms) == {"structure"}
+    assert terms["structure"] == StructureLoss()(outputs["pred"], batch["image"])
+    translator.generator = torch.nn.Identity()
+    assert translator.generator_terms(batch)[1]["structure"] == 0
+
+
 def test_symmetries_are_drawn_only_for_equivariance(make_translator, batch):
     assert make_translator().draw(batch) == {}
     assert make_translator({"equivariance": 1.0}).draw(batch)["symmetry"].shape == (len(batch["image"]), 2, 3)
+
+
+def test_only_the_overlap_counts_where_the_registration_asks_for_it(make_translator, batch):
+    translator = make_translator({"correction": 1.0})
+    pred, field = torch.rand_like(batch["image"]), torch.zeros(len(batch["image"]), 2, *batch["image"].shape[2:])
+    field[:, 1] = 4.0
+    translator.registration.forward = lambda moving, fixed: field
+    whole = translator.correct(pred, batch)[1]["correction"]
+    translator.registration.overlap_only = True
+    shown = translator.correct(pred, batch)[1]["correction"]
+    torch.testing.assert_close(shown, (pred[..., 4:] - batch["label"][..., :-4]).abs().mean())
+    assert shown != whole
