@@ -20,7 +20,7 @@ from pipeline.files import file_digest
 from pipeline.methods import BACKBONES, METHODS
 from pipeline.metrics import DriftMetric
 from pipeline.models import Model, load_checkpoint
-from pipeline.translators import decode_signature, find_translator
+from pipeline.translators import decode_recipe, decode_signature, find_translator
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "reggan" / "configs"
 # What the discriminators need, beside what conftest.py sets, to take images of 32x32.
@@ -114,6 +114,9 @@ def test_a_method_trains_resumes_evaluates_and_translates(
     for entry in parts.keys() - {"random"}:
         assert_same(parts[entry], whole[entry])
     assert torch.equal(parts["random"]["torch"], whole["random"]["torch"])
+    networks = decode_recipe(parts["network"]["_extra_state"])["networks"]
+    if "correction" in expected_weights(name):
+        assert networks["registration"]["arguments"]["overlap_only"] is (name == "reggan-affine")
     terms = ", ".join(sorted(expected_weights(name)))
     assert decode_signature(parts["network"]["_extra_state"]) == f"{CLASSES[method.backbone]}({terms})"
 
