@@ -14,7 +14,7 @@ def mind(images: Tensor) -> Tensor:
     """Modality independent neighbourhood descriptors: how like each of its neighbours the patch around a voxel is.
 
     Heinrich et al., "MIND: Modality independent neighbourhood descriptor for multi-modal deformable registration",
-    Medical Image Analysis 16, 2012, equations 2 to 5: ``exp(-D / V)`` with the mean squared difference D of the patches
+    Medical Image Analysis 16, 2012: ``exp(-D / V)`` with the mean squared difference D of the patches
     of 3 voxels a side around a voxel and each neighbour along an axis, and V, its mean over the neighbours; the
     greatest is set to 1. Patches are boxes here, and differences are means over channels, so that images of different
     contrast or number of channels compare.
