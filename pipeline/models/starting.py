@@ -23,6 +23,8 @@ DEFAULT_TERMS = frozenset({"adversarial", "cycle", "correction", "smoothness"})
 """The loss terms that the weights of train.json name, unless they are replaced as a whole."""
 KEPT = ("spatial_dims", "spatial_size", "slice_axis", "orientation", "spacing", "fit")
 """Of the grid, what a training that starts from a model cannot change."""
+OF_TRAINING = ("overlap_only",)
+"""Arguments of a registration network that say how it is trained with, not what its weights are."""
 KNOWN_WHERE_NONE = ("spacing",)
 """Entries whose None says something: volumes keep their voxel size."""
 
@@ -138,7 +140,8 @@ class StartingPoint:
         for name, factory in networks.items():
             kind, arguments = unfold(factory)
             known = model.recipe["networks"].get(name)
-            asked = {key: value for key, value in arguments.items() if value is not None and key != "spatial_dims"}
+            not_asked = ("spatial_dims", *(OF_TRAINING if name == "registration" else ()))
+            asked = {key: value for key, value in arguments.items() if value is not None and key not in not_asked}
             if known is None and (model.recipe["weights"] == {} or name == "registration"):
                 self._refuse_default(name, kind)
                 given_arguments = {key: value for key, value in arguments.items() if value is not None}
@@ -149,9 +152,11 @@ class StartingPoint:
                 of_the_model[name] = asked
             elif asked:
                 of_the_model[name] = factory
-            if known is not None and describe_class(kind) != known["class"] and issubclass(kind, RegistrationNet):
-                # Another way to register is another method, by its overlay; the weights are of one kind, and go on.
-                instead[name] = functools.partial(kind, **known["arguments"])
+            if known is not None and isinstance(kind, type) and issubclass(kind, RegistrationNet):
+                # How pairs are registered is the method's, by its overlay; the weights are of one kind, and go on.
+                of_weights = {key: value for key, value in known["arguments"].items() if key not in OF_TRAINING}
+                of_training = {key: value for key, value in arguments.items() if key in OF_TRAINING}
+                instead[name] = functools.partial(kind, **of_weights, **of_training)
         model.recipe.agree({"translator": translator, "network_def": of_the_model})
         network = model.recipe.translator(weights, unknown, instead, **settings)
         network.recipe = None

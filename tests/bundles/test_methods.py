@@ -238,6 +238,8 @@ def test_a_run_of_another_registration_is_not_resumed(assert_refused):
     before, now = (f"pipeline.networks.{name}" for name in ("RegistrationNet", "AffineRegistrationNet"))
     says = [f"network_def#registration#class was {before}, now {now}"]
     assert_refused(["train.json", "affine.json"], None, {"resume": True, "max_epochs": 20}, says)
+    settings = {"resume": True, "max_epochs": 20, "network_def#registration#overlap_only": True}
+    assert_refused(["train.json"], None, settings, ["overlap_only was False, now True"])
 
 
 def test_a_generator_with_skips_goes_on_from_registered_pairs(run_config, tmp_path):

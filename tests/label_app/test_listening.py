@@ -112,17 +112,6 @@ def test_each_server_has_a_log_of_its_own(tmp_path):
     assert place("--log-file", str(tmp_path / "mine")) == tmp_path / "mine"
 
 
-def test_the_log_of_another_server_is_not_shown(ward, start_server, tmp_path):
-    """Two servers of one checkout, which MONAI Label would let write to one file."""
-    other = start_server(tmp_path, "--models", "reggan", "--bundles", str(ward.folder / "bundles"))
-    for server, mark in ((ward.server, "of-the-ward"), (other, "of-the-other")):
-        server.request("GET", "/info/", headers={"X-Request-ID": mark})
-    logs = [server.request("GET", "/logs/").text for server in (ward.server, other)]
-    assert ["of-the-ward" in log for log in logs] == [True, False]
-    assert ["of-the-other" in log for log in logs] == [False, True]
-    assert {line.split("] [")[1] for line in logs[1].splitlines()} == {str(other.process.pid)}
-
-
 def test_a_log_that_cannot_be_written_stops_the_start(tmp_path, capsys):
     pytest.importorskip("monailabel", reason="needs the extra 'label': make label-test")
     (tmp_path / "file").touch()

@@ -446,3 +446,14 @@ def test_a_server_that_is_stopped_sends_its_clients_away(server, temporary):
         assert "is being stopped" in answer.json()["detail"]
     server.process.wait(SECONDS)
     assert list(temporary.glob("label-uploads-*")) == []
+
+
+def test_the_log_of_another_server_is_not_shown(ward, start_server, tmp_path):
+    """Two servers of one checkout, which MONAI Label would let write to one file."""
+    other = start_server(tmp_path, "--models", "reggan", "--bundles", str(ward.folder / "bundles"))
+    for server, mark in ((ward.server, "of-the-ward"), (other, "of-the-other")):
+        server.request("GET", "/info/", headers={"X-Request-ID": mark})
+    logs = [server.request("GET", "/logs/").text for server in (ward.server, other)]
+    assert ["of-the-ward" in log for log in logs] == [True, False]
+    assert ["of-the-other" in log for log in logs] == [False, True]
+    assert {line.split("] [")[1] for line in logs[1].splitlines()} == {str(other.process.pid)}

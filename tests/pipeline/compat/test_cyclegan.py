@@ -470,5 +470,5 @@ def test_unwritable_places_are_named(tmp_path):
     with pytest.raises(WeightsError, match="is a folder, expected a file"):
         write_state_dict({}, tmp_path, overwrite=True)
     (tmp_path / "file").write_text("")
-    with pytest.raises(WeightsError, match="cannot be written"):
+    with pytest.raises(WeightsError, match="file is a file, not a folder"):
         write_state_dict({}, tmp_path / "file" / "weights.pt")

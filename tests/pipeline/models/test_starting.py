@@ -160,10 +160,12 @@ def test_networks_that_are_asked_for_have_to_be_the_model_s(trained):
     ]
 
 
-def test_registration_is_of_the_kind_that_is_asked_for_and_its_weights_go_on(trained):
+@pytest.mark.parametrize("given", [{}, {"overlap_only": True}, {"overlap_only": False}])
+def test_registration_is_of_the_kind_that_is_asked_for_and_its_weights_go_on(trained, given):
     for kind in (AffineRegistrationNet, RegistrationNet):
-        network = build(trained / "model.pt", registration=partial(kind, spatial_dims=2, channels=None))
+        network = build(trained / "model.pt", registration=partial(kind, spatial_dims=2, channels=None, **given))
         assert type(network.registration) is kind
+        assert network.registration.overlap_only is given.get("overlap_only", False)
         assert parts_equal(network, build(trained / "model.pt")) == {"generator", "discriminator", "registration"}
 
 
