@@ -61,5 +61,7 @@ class UNetGenerator(nn.Module):
         """
         check_images(self, source, "another generator")
         size = source.shape[2:]
-        missing = [value for length in reversed(size) for value in (0, -length % _MULTIPLE)]
+        # Up to a multiple, written so that whoever traces it with sizes as symbols sees that it is one.
+        whole = [(length + _MULTIPLE - 1) // _MULTIPLE * _MULTIPLE for length in size]
+        missing = [value for length, full in reversed([*zip(size, whole, strict=True)]) for value in (0, full - length)]
         return crop(torch.tanh(self.network(F.pad(source, missing, mode="replicate"))), size)

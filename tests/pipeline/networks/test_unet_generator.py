@@ -57,3 +57,13 @@ def test_trace_takes_any_size():
     traced = torch.jit.trace(network, torch.zeros(2, 1, 128, 160))
     image = torch.rand(1, 1, 50, 77) * 2 - 1
     torch.testing.assert_close(traced(image), network(image))
+
+
+def test_is_exported_for_all_sizes():
+    """What is padded must be a multiple for the tracer, too, which knows sizes as symbols only."""
+    network = UNetGenerator(filters=2).eval()
+    height, width = torch.export.Dim("height", min=32), torch.export.Dim("width", min=32)
+    exported = torch.export.export(network, (torch.zeros(1, 1, 40, 56),), dynamic_shapes=({2: height, 3: width},))
+    for size in ((32, 32), (41, 67)):
+        source = torch.rand(1, 1, *size)
+        torch.testing.assert_close(exported.module()(source), network(source))
