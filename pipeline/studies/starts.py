@@ -157,7 +157,8 @@ def start(
     since, until = max(lines[0]["time"] for lines in notes), min(lines[-1]["time"] for lines in notes)
     found = []
     for number, lines in enumerate(notes):
-        shares = [line["Pss"] for line in lines if since <= line["time"] <= until]
+        # A training of a few steps may have ended before the next has begun; it then shared with none.
+        shares = [line["Pss"] for line in lines if since <= line["time"] <= until] or [line["Pss"] for line in lines]
         first, last = lines[0], lines[-1]
         found.append(Start(first["time"] - began, first["cpu"], ready[number], first, last, max(shares)))
     return found
