@@ -146,7 +146,11 @@ def start(
         environment = {**os.environ, "PYTHONPATH": str(project_dir())}
         with logs[-1].open("wb") as stream:
             processes.append(subprocess.Popen(line, stdout=stream, stderr=subprocess.STDOUT, cwd=run, env=environment))
-    ready = [_ready(process, log.parent) for process, log in zip(processes, logs, strict=True)] if ranks == 1 else [0.0] * ranks
+    ready = (
+        [_ready(process, log.parent) for process, log in zip(processes, logs, strict=True)]
+        if ranks == 1
+        else [0.0] * ranks
+    )
     for log, process in zip(logs, processes, strict=True):
         if process.wait():
             raise RuntimeError("\n".join(log.read_text(errors="replace").strip().splitlines()[-20:]))
