@@ -109,6 +109,8 @@ def misalign(
     """
     if pairs not in PAIRS:
         raise ValueError(f"pairs must be one of {', '.join(PAIRS)}, got {pairs!r}")
+    if kind == "affine" and amplitude != DEFAULT_AMPLITUDE:
+        logger.warning("noise_amplitude %s has no effect on affine noise: ask for noise_kind nonaffine", amplitude)
     if pairs == "anew":
         return
     if true_field:

@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def find_log_file(options: argparse.Namespace) -> Path:
-    """Where the server writes what it does: a file that no other server of this machine writes to."""
+    """Where the server writes what it does: a file for each port, unless one is named."""
     folder = dict(options.conf).get("output_dir") or project_dir() / "outputs" / "label"
     return Path(options.log_file or Path(folder) / f"server-{options.port}.log").expanduser().absolute()
 

@@ -135,3 +135,11 @@ def test_slices_that_show_nothing_stay_where_they_are():
     fixed, _ = head()
     assert (align(fixed, np.zeros_like(fixed)) == 0).all()
     assert (align(np.zeros_like(fixed), fixed) == 0).all()
+
+
+@pytest.mark.parametrize("pairs", ["anew", "fixed"])
+def test_an_amplitude_without_effect_is_said(data, caplog, pairs):
+    for kind, amplitude, said in (("affine", 0.1, True), ("affine", 0.03, False), ("nonaffine", 0.1, False)):
+        caplog.clear()
+        misalign(make(data), pairs, 1, kind, amplitude=amplitude)
+        assert ("noise_amplitude 0.1 has no effect on affine noise" in caplog.text) == said
