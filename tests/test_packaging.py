@@ -55,8 +55,7 @@ HOMES = {
         "pipeline/io/",
         {
             "pipeline/data/phantom.py": "makes its own volumes, of which no source has a header",
-            "pipeline/data/store.py": "arrays of the store are no images",
-            "pipeline/reporting/samples.py": "nor are those of pictures",
+            "pipeline/reporting/samples.py": "arrays of pictures are no images",
             "pipeline/label_app/studies.py": "hands a series that io has written on to a server",
         },
     ),

@@ -22,6 +22,7 @@ import torch
 from monai.transforms import Compose, Randomizable
 
 from pipeline.files import folder_beside, not_written, put_in_place, remove_leftovers, replacing
+from pipeline.io.npy import read_npy, read_npy_header
 
 __all__ = ["StoredPair", "VolumeStore", "fingerprint", "open_store", "source_of_room"]
 
@@ -55,8 +56,9 @@ class StoredVolume:
             OSError: it cannot be read.
             ValueError: it is damaged.
         """
-        volume = np.load(path, mmap_mode="r")
-        return cls(path, volume.offset, volume.shape, volume.dtype)
+        header = read_npy_header(path)
+        header.check_length(path)
+        return cls(path, header.offset, header.shape, header.dtype)
 
     def __getitem__(self, row: int) -> np.ndarray:
         """The slice (C, H, W), in memory of its own."""
@@ -157,7 +159,7 @@ class VolumeStore:
         """
         place = self.folder / f"{key}.npy"
         try:
-            return torch.from_numpy(np.load(place, allow_pickle=False))
+            return torch.from_numpy(read_npy(place))
         except FileNotFoundError:
             pass
         except (OSError, ValueError) as error:

@@ -16,6 +16,7 @@ from isal import igzip
 from monai.data import ITKReader, ITKWriter
 from monai.data.utils import to_affine_nd
 
+from pipeline.io.npy import read_npy, read_npy_header
 from transforms import UNMEASURED_KEY
 
 HEADER_KEY = "nifti_header"
@@ -124,12 +125,9 @@ def _read_itk(path: Path) -> Raw:
 
 
 def _read_numpy(path: Path) -> Raw:
-    with path.open("rb") as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-    _check_size(shape, dtype.itemsize)
-    voxels = np.load(path, allow_pickle=False)
+    header = read_npy_header(path)
+    _check_size(header.shape, header.dtype.itemsize)
+    voxels = read_npy(path, header)
     # Without a position in space, an axis in front that counts nothing is the channel's: (1, H, W) is a slice.
     if voxels.ndim == 3 and voxels.shape[0] == 1:
         voxels = voxels[0]

@@ -108,7 +108,7 @@ def test_unknown_formats_name_the_known_ones(tmp_path):
 
 def test_pickles_are_not_run(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="allow_pickle=False"):
+    with pytest.raises(ValueError, match="holds Python objects, expected numbers"):
         read_image(tmp_path / "a.npy")
 
 
