@@ -1,7 +1,8 @@
 """Datalists, slice data sets and the digital brain phantom."""
 
+from pipeline.data.cases import Cases
 from pipeline.data.checks import DataError, check_cases, check_images
-from pipeline.data.datalist import Cases, load_cases
+from pipeline.data.datalist import load_cases
 from pipeline.data.grid import training_pixel_size, training_slice_axis
 from pipeline.data.misaligned import Misalignment, misalign
 from pipeline.data.pairs import PairDataset

@@ -2,136 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
-from types import MappingProxyType
 from typing import Any
 
-import numpy as np
+from pipeline.data.cases import VOLUME_FOLDERS, Cases, no_cases
+from pipeline.data.checks import REQUIRED_SPLITS, SPLITS, DataError, find_faults
+from pipeline.data.folders import find_slice_folders, list_slice_folders, list_volume_folders, named
+from pipeline.data.patients import assign_patients, compile_patient_pattern, draw_validation
+from pipeline.io import holds_dicom, name_of, split_series
 
-from pipeline.data.checks import FILES, REQUIRED_SPLITS, SPLITS, DataError, find_faults, inspect_all
-from pipeline.io import READABLE, ImageError, check_regular, holds_dicom, name_of, split_series
-
-__all__ = ["Cases", "load_cases"]
+__all__ = ["load_cases"]
 
 logger = logging.getLogger(__name__)
 
 DATALIST_NAMES = ("datalist.json", "dataset.json")
 """Names under which a datalist is looked for in the data set's folder."""
-
-VOLUME_FOLDERS = {
-    "training": ("imagesTr", "labelsTr", "masksTr"),
-    "validation": ("imagesVal", "labelsVal", "masksVal"),
-    "test": ("imagesTs", "labelsTs", "masksTs"),
-}
-"""Folders of images, labels and, where there are any, masks per list, as in the Medical Segmentation Decathlon."""
-
-SLICE_FOLDERS = {"training": "train", "validation": "val", "test": "test"}
-"""How the names of the folders that hold A/ and B/ start, per list (the layout of the RegGAN authors)."""
-
-CHANNEL_SUFFIX = "_0000"
-"""What nnU-Net appends to the name of a case's first image."""
-SECOND_CHANNEL = re.compile(r"_000[1-9]$")
-"""And to those of its further images."""
-
-SESSION = re.compile(
-    r"^(?P<patient>.+?)[-_.](?:(?:ses|session|visit|time|timepoint|tp|t|scan|study|exam|examination|day|week|month)"
-    r"[-_]?\d+|(?:19|20)\d\d[-_]?\d\d[-_]?\d\d)(?:[-_.].*)?$",
-    re.IGNORECASE,
-)
-"""Names of several examinations of one patient."""
-SUBJECT = re.compile(r"^(sub-[0-9A-Za-z]+)(?:_|$)")
-"""BIDS's names."""
-
-
-class Cases(dict[str, list[dict[str, str]]]):
-    """The three lists of a data set, ``{"training": [...], "validation": [...], "test": [...]}``.
-
-    Each item is ``{"image": path, "label": path, "case": patient}``, and ``"mask"``, a path, where there is one.
-
-    Attributes:
-        name: of the data set's folder, without what lies above it; empty where the lists come from nowhere.
-        digest: SHA-256 over names and contents of all files (see `check_cases`); None if they were not checked.
-        modalities: names of the modalities, ``source`` and ``target``, as far as the datalist tells them.
-        registered: whether the datalist says that its pairs were registered, or were made on one grid.
-    """
-
-    name: str = ""
-    digest: str | None = None
-    modalities: Mapping[str, str] = MappingProxyType({})
-    registered: bool = False
-
-    def modalities_or(self, source: str | None = None, target: str | None = None) -> dict[str, str | None]:
-        """The names of the modalities: those given, or else the datalist's.
-
-        Args:
-            source: given name of the source's.
-            target: given name of the target's.
-        """
-        given = {"source": source, "target": target}
-        return {name: value or self.modalities.get(name) for name, value in given.items()}
-
-    @property
-    def lists_digest(self) -> str | None:
-        """SHA-256 over which files are of whom, and in which list and role; None if the files were not checked.
-
-        Unlike `digest`, it is another one where patients change their lists, or source and target are swapped.
-        """
-        if self.digest is None:
-            return None
-        files = [item[key] for items in self.values() for item in items for key in FILES if key in item]
-        known = inspect_all(files)
-        lists = {
-            split: sorted(
-                [known[item[key]].digest or "" for key in FILES if key in item] + [item["case"]] for item in items
-            )
-            for split, items in self.items()
-        }
-        return hashlib.sha256(json.dumps(lists, sort_keys=True).encode()).hexdigest()
-
-    def describe(self) -> dict[str, Any]:
-        """Return what may be told of the data set elsewhere: nothing that names a patient, a file or a path.
-
-        Returns:
-            ``name`` and ``digest``; ``pairs`` and ``patients``, the number of each by list.
-        """
-        return {
-            "name": self.name,
-            "digest": self.digest,
-            "pairs": {split: len(items) for split, items in self.items()},
-            "patients": {split: len({item["case"] for item in items}) for split, items in self.items()},
-        }
-
-    def require(self, split: str) -> list[dict[str, str]]:
-        """Return one list, making sure that there is something in it.
-
-        Args:
-            split: name of the list.
-
-        Raises:
-            ValueError: there is no such list.
-            DataError: the list is empty; the message says how to fill it.
-        """
-        if split not in self:
-            raise ValueError(f"split must be one of {', '.join(self)}, got {split!r}")
-        if not self[split]:
-            images, labels, _ = VOLUME_FOLDERS[split]
-            slices = SLICE_FOLDERS[split]
-            filled = ", ".join(name for name in self if self[name]) or "none"
-            raise DataError(
-                [
-                    f'the data set has no {split} pairs: add a list "{split}" to its datalist, or folders {images} and '
-                    f"{labels}, or {slices}/A and {slices}/B; lists with pairs in them: {filled}"
-                ]
-            )
-        return self[split]
 
 
 def load_cases(
@@ -189,9 +79,9 @@ def load_cases(
     if not root.is_dir():
         raise DataError([f"dataset_dir {root} is no folder"])
     cases, faults = _list_cases(root, datalist, "training" in needed)
-    faults += _assign_patients(cases, pattern)
+    faults += assign_patients(cases, pattern)
     if "validation" in needed and cases["training"] and not cases["validation"]:
-        faults += _draw_validation(cases, validation_fraction, seed)
+        faults += draw_validation(cases, validation_fraction, seed)
     cases.name = Path(os.path.abspath(root)).name
     found, cases.digest = find_faults(cases, check, store, num_workers)
     faults += found
@@ -201,49 +91,32 @@ def load_cases(
     return cases
 
 
-def compile_patient_pattern(patient_pattern: str | None) -> re.Pattern[str] | None:
-    """Compile the pattern that reads a patient; None where there is none.
-
-    Raises:
-        ValueError: it is no regular expression with one group.
-    """
-    if not patient_pattern:
-        return None
-    try:
-        pattern = re.compile(patient_pattern)
-    except re.error as error:
-        raise ValueError(f'patient_pattern "{patient_pattern}" is no regular expression: {error}') from error
-    if pattern.groups != 1:
-        raise ValueError(f'patient_pattern "{patient_pattern}" must have one group (...), got {pattern.groups}')
-    return pattern
-
-
 def _list_cases(root: Path, datalist: str | os.PathLike[str] | None, to_train: bool) -> tuple[Cases, list[str]]:
     """Find the layout and list it; returns the cases as far as they could be listed, and the faults."""
     if datalist:
         given = Path(str(datalist)).expanduser()
         found = next((path for path in (given, root / given) if path.is_file()), None)
         if found is None:
-            return _no_cases(), [f"datalist {given}: no such file, neither as given nor in {root}"]
+            return no_cases(), [f"datalist {given}: no such file, neither as given nor in {root}"]
         return _list_json(found, root, to_train)
     has_volumes = any((root / folder).is_dir() for folders in VOLUME_FOLDERS.values() for folder in folders)
     for path in (root / name for name in DATALIST_NAMES):
         # nnU-Net's dataset.json describes the folders and lists nothing.
         if path.is_file() and not (has_volumes and _lists_nothing(path)):
             return _list_json(path, root, to_train)
-    slice_folders = _find_slice_folders(root)
+    slice_folders = find_slice_folders(root)
     if has_volumes or any(slice_folders.values()):
         listed, faults = (
-            _list_volume_folders(root, to_train) if has_volumes else _list_slice_folders(root, slice_folders, to_train)
+            list_volume_folders(root, to_train) if has_volumes else list_slice_folders(root, slice_folders, to_train)
         )
         # Folders without a pair, in which DICOM lies: the one fault behind all others.
         raw = None if any(listed.values()) else _dicom(root)
         return listed, [raw] if raw else faults
     raw = _raw_studies(root)
     if raw:
-        return _no_cases(), [raw]
+        return no_cases(), [raw]
     expected = f"{' or '.join(DATALIST_NAMES)}, folders imagesTr and labelsTr, or folders train/A and train/B"
-    return _no_cases(), [f"{root} holds no data set: expected {expected}"]
+    return no_cases(), [f"{root} holds no data set: expected {expected}"]
 
 
 def _prepare(root: Path) -> str:
@@ -265,17 +138,12 @@ def _raw_studies(root: Path) -> str | None:
     prepare = _prepare(root)
     subjects = sorted(path.name for path in root.glob("sub-*") if path.is_dir())
     if subjects:
-        return f"{root} is laid out as BIDS ({_named(subjects, 3)}), expected pairs on one grid: {prepare}"
+        return f"{root} is laid out as BIDS ({named(subjects, 3)}), expected pairs on one grid: {prepare}"
     folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not folders:
         return None
-    found = f"{root} holds folders ({_named(folders, 3)}), expected imagesTr and labelsTr, train/A and train/B, or"
+    found = f"{root} holds folders ({named(folders, 3)}), expected imagesTr and labelsTr, train/A and train/B, or"
     return f"{found} {' or '.join(DATALIST_NAMES)}; if these are raw studies, {prepare}"
-
-
-def _no_cases() -> Cases:
-    """Return three empty lists."""
-    return Cases({split: [] for split in SPLITS})
 
 
 def _lists_nothing(path: Path) -> bool:
@@ -289,7 +157,7 @@ def _lists_nothing(path: Path) -> bool:
 
 def _list_json(path: Path, root: Path, to_train: bool) -> tuple[Cases, list[str]]:
     """List a Medical Decathlon JSON, going on behind each fault (MONAI's reader stops at the first)."""
-    cases = _no_cases()
+    cases = no_cases()
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -330,7 +198,7 @@ def _list_json(path: Path, root: Path, to_train: bool) -> tuple[Cases, list[str]
                 "%s: %d test images have no label, so they can be translated and not evaluated: %s",
                 path,
                 len(unlabelled),
-                _named(unlabelled),
+                named(unlabelled),
             )
     return cases, faults
 
@@ -378,216 +246,3 @@ def _entry(item: Mapping[str, Any], folder: Path, root: Path) -> dict[str, str]:
     image_folders = {folders[0] for folders in VOLUME_FOLDERS.values()}
     parts = [part for part in given.parts[:-1] if part not in image_folders and part != "."]
     return {**entry, "fallback": "/".join([*parts, name_of(given)]).lstrip("/")}
-
-
-def images_in(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """Find the images that lie in a folder. Whatever else lies there is named, but for hidden files.
-
-    Returns:
-        The images by their name without suffix, in order; and a fault for every name that two of them share, for every
-        image's name behind which is a folder, and for everything that cannot be read, such as a link to nothing.
-    """
-    by_name: dict[str, Path] = {}
-    faults, others, folders = [], [], []
-    for path in sorted(folder.glob("*")) if folder.is_dir() else []:
-        if path.name.startswith("."):
-            continue
-        is_image = path.name.lower().endswith(READABLE)
-        if path.is_dir():
-            if is_image:
-                faults.append(f"{path}: is a folder, expected a file")
-            else:
-                folders.append(str(path))
-            continue
-        if not is_image and not path.is_symlink():
-            others.append(path.name)
-            continue
-        try:
-            check_regular(path, may_be_empty=True)  # what is in the files is for the checks
-        except ImageError as error:
-            faults.append(f"{path}: {error}")
-            continue
-        if not is_image:
-            others.append(path.name)
-            continue
-        first = by_name.setdefault(name_of(path), path)
-        if first is not path:
-            faults.append(f"{folder}: {first.name} and {path.name} differ in the suffix only")
-    for names, what in ((others, "files are no images"), (folders, "folders are not looked into")):
-        if names:
-            logger.warning("%s: %d %s and are left aside: %s", folder, len(names), what, _named(names))
-    return by_name, faults
-
-
-def _named(names: Sequence[str], most: int = 20) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
-def _pair(
-    image_dir: Path, label_dir: Path, to_translate: bool = False
-) -> tuple[list[tuple[str, Path, Path]], list[str]]:
-    """Pair two folders by file name; returns (name, image, label) and the faults.
-
-    Args:
-        image_dir: folder of the images.
-        label_dir: folder of the labels.
-        to_translate: whether images may have no label: those are for translation only, and named.
-    """
-    if not image_dir.is_dir() and not label_dir.is_dir():
-        return [], []
-    (images, image_faults), (labels, label_faults) = images_in(image_dir), images_in(label_dir)
-    faults = image_faults + label_faults
-    second = [images[name].name for name in images if SECOND_CHANNEL.search(name)]
-    if second:
-        faults.append(
-            f"{image_dir}: {_named(second)}: nnU-Net's names for further channels of a case; a source has one channel "
-            "here, one image for each patient"
-        )
-        images = {name: path for name, path in images.items() if not SECOND_CHANNEL.search(name)}
-    matched = {name: name if name in labels else name.removesuffix(CHANNEL_SUFFIX) for name in images}
-    pairs = [(name, images[image], labels[name]) for image, name in matched.items() if name in labels]
-    lonely_images = [images[image].name for image, name in matched.items() if name not in labels]
-    wanted = set(matched.values())
-    lonely_labels = [labels[name].name for name in labels if name not in wanted]
-    if to_translate and lonely_images:
-        logger.warning(
-            "%s: %d images have no label in %s, so they can be translated and not evaluated: %s",
-            image_dir,
-            len(lonely_images),
-            label_dir,
-            _named(lonely_images),
-        )
-        lonely_images = []
-    elif len(images) != len(labels):
-        faults.append(f"{image_dir} holds {len(images)} images and {label_dir} {len(labels)}, expected as many")
-    for folder, names, partner in ((image_dir, lonely_images, label_dir), (label_dir, lonely_labels, image_dir)):
-        if names:
-            faults.append(f"{folder}: no partner in {partner} for {', '.join(names)}")
-    return pairs, faults
-
-
-def _no_images(image_dir: Path, label_dir: Path) -> str:
-    """Return the fault of a training list without anything in it."""
-    return f"{image_dir} and {label_dir} hold no images ({' '.join(READABLE)}), expected the training pairs"
-
-
-def _list_volume_folders(root: Path, to_train: bool) -> tuple[Cases, list[str]]:
-    """List the folders imagesTr, labelsTr and so on; a file's name is its patient."""
-    cases, faults = _no_cases(), []
-    for split, (image_folder, label_folder, mask_folder) in VOLUME_FOLDERS.items():
-        pairs, problems = _pair(root / image_folder, root / label_folder, split == "test")
-        cases[split] = [{"image": str(image), "label": str(label), "fallback": name} for name, image, label in pairs]
-        faults += problems + _add_masks(cases[split], root / mask_folder)
-        if to_train and split == "training" and not pairs and not problems:
-            faults.append(_no_images(root / image_folder, root / label_folder))
-    return cases, faults
-
-
-def _add_masks(items: Sequence[dict[str, str]], folder: Path) -> list[str]:
-    """Give each case its mask of that name, where there are masks; returns the faults."""
-    if not folder.is_dir():
-        return []
-    masks, faults = images_in(folder)
-    lonely = []
-    for item in items:
-        found = masks.get(item["fallback"]) or masks.get(item["fallback"].removesuffix(CHANNEL_SUFFIX))
-        if found is None:
-            lonely.append(item["fallback"])
-        else:
-            item["mask"] = str(found)
-    return faults + ([f"{folder}: no mask of {', '.join(lonely)}"] if lonely else [])
-
-
-def _find_slice_folders(root: Path) -> dict[str, list[Path]]:
-    """Return, per list, the folders whose name starts with train, val or test and that hold A/ or B/."""
-    folders = sorted(path for path in root.iterdir() if (path / "A").is_dir() or (path / "B").is_dir())
-    return {
-        split: [folder for folder in folders if folder.name.lower().startswith(start)]
-        for split, start in SLICE_FOLDERS.items()
-    }
-
-
-def _list_slice_folders(
-    root: Path, slice_folders: Mapping[str, Sequence[Path]], to_train: bool
-) -> tuple[Cases, list[str]]:
-    """List the folders train/A, train/B and so on; numbering restarts per folder, so names say nothing across lists."""
-    cases, faults = _no_cases(), []
-    for split, folders in slice_folders.items():
-        if len(folders) > 1:
-            faults.append(f"{root}: more than one folder for {split}: {', '.join(folder.name for folder in folders)}")
-        folder = folders[0] if folders else root / SLICE_FOLDERS[split]
-        pairs, problems = _pair(folder / "A", folder / "B", split == "test")
-        cases[split] = [
-            {"image": str(image), "label": str(label), "fallback": f"{folder.name}/{name}"}
-            for name, image, label in pairs
-        ]
-        faults += problems
-        if to_train and split == "training" and not pairs and not problems:
-            faults.append(_no_images(folder / "A", folder / "B"))
-    return cases, faults
-
-
-def _assign_patients(cases: Cases, pattern: re.Pattern[str] | None) -> list[str]:
-    """Fill in ``"case"`` where the datalist does not give the patient; returns the faults."""
-    faults = []
-    unnamed = [item for split in SPLITS for item in cases[split] if "fallback" in item]
-    people = {} if pattern is not None else _people([item["fallback"] for item in unnamed])
-    for item in unnamed:
-        fallback = item.pop("fallback")
-        item["case"] = people.get(fallback, fallback)
-        if pattern is None:
-            continue
-        match = pattern.search(Path(item["image"]).name)
-        if match and match.group(1):
-            item["case"] = match.group(1)
-        else:
-            faults.append(f'{item["image"]}: patient_pattern "{pattern.pattern}" finds no patient in the file name')
-    return faults
-
-
-def _people(names: Sequence[str]) -> dict[str, str]:
-    """The patients of files whose names say that they are examinations of one, by the files' names."""
-    found = {}
-    for name in dict.fromkeys(names):
-        folder, _, last = name.rpartition("/")
-        subject = next((part for part in name.split("/") if SUBJECT.match(part)), None)
-        session = SESSION.match(last)
-        if subject is not None:
-            found[name] = SUBJECT.match(subject).group(1)  # type: ignore[union-attr]
-        elif session is not None:
-            found[name] = "/".join(filter(None, (folder, session["patient"])))
-    shared = {person for person, count in Counter(found.values()).items() if count > 1}
-    people = {name: person for name, person in found.items() if person in shared}
-    if not people or len({people.get(name, name) for name in names}) < 2:
-        return {}  # a name that all of them share is no patient's
-    logger.info(
-        "files that are named as sessions of one patient count as one patient (%d of %s); set patient_pattern if not",
-        len(shared),
-        _named(sorted(shared), 5),
-    )
-    return people
-
-
-def _draw_validation(cases: Cases, fraction: float, seed: int) -> list[str]:
-    """Move whole patients, drawn at random, from training to validation; returns the faults."""
-    patients = sorted({item["case"] for item in cases["training"]})
-    if len(patients) < 2:
-        return [
-            f'there is no validation list, and "{patients[0]}" is the only training patient: add a list "validation" '
-            "(or imagesVal and labelsVal, or val/A and val/B) or a second patient"
-        ]
-    if len(patients) == len(cases["training"]) and all(item["image"].endswith(".npy") for item in cases["training"]):
-        logger.warning(
-            "every slice counts as a patient of its own, so validation may show patients seen in training: "
-            "set patient_pattern if the file names tell the patient"
-        )
-    count = min(max(round(fraction * len(patients)), 1), len(patients) - 1)
-    drawn = {patients[i] for i in np.random.default_rng(seed).permutation(len(patients))[:count]}
-    cases["validation"] = [item for item in cases["training"] if item["case"] in drawn]
-    cases["training"] = [item for item in cases["training"] if item["case"] not in drawn]
-    names = {(name_of(item["image"]), item["case"]) for item in cases["validation"]}
-    # Of a patient whose name is read from those of several files, the files are told.
-    shown = sorted({name if name.startswith(case) else case for name, case in names})
-    logger.info("no validation list: %d of %d patients taken from training: %s", count, len(patients), shown)
-    return []

@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.data.checks import DataError, inspect_all
+from pipeline.data.checks import DataError
+from pipeline.data.inspection import inspect_all
 from transforms import find_slice_axis, measure_axes
 
 __all__ = ["FITS", "training_pixel_size", "training_slice_axis"]

@@ -21,7 +21,8 @@ from monai.utils import convert_to_tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from pipeline.data.checks import FILES, inspect_all
+from pipeline.data.checks import FILES
+from pipeline.data.inspection import inspect_all
 from pipeline.data.store import OWN, StoredVolume, VolumeStore, fingerprint, open_store, source_of_room
 from pipeline.errors import innermost_cause
 from pipeline.files import cores

@@ -10,7 +10,7 @@ from typing import Any
 from monai.data import Dataset
 
 from pipeline.data.checks import DataError, check_images
-from pipeline.data.datalist import images_in
+from pipeline.data.folders import images_in
 from pipeline.io import READABLE, holds_dicom, split_series
 from pipeline.io.reading import SERIES_MARK
 

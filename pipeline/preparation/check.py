@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.data.checks import inspect_all
+from pipeline.data.inspection import inspect_all
 from pipeline.data.store import VolumeStore, open_store, source_of_room
 from pipeline.io import read_image
 from pipeline.preparation.registration import COARSE, MIDDLE, Scan, residual

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.data.datalist import compile_patient_pattern
+from pipeline.data.patients import compile_patient_pattern
 from pipeline.io import READABLE, find_series, holds_dicom, name_of
 
 logger = logging.getLogger(__name__)

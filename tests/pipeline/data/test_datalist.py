@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.data import Cases, DataError, load_cases
-from pipeline.data.datalist import _pair
+from pipeline.data.folders import _pair
 from pipeline.io import name_of
 
 SHAPE = (8, 7, 5)

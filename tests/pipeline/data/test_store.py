@@ -14,7 +14,7 @@ import pytest
 import torch
 from monai.transforms import Compose, Lambdad, RandFlipd
 
-from pipeline.data import SliceDataset, check_cases, checks, pairs, store
+from pipeline.data import SliceDataset, check_cases, inspection, pairs, store
 from pipeline.data.store import VolumeStore, fingerprint, open_store
 from pipeline.io import ReadImaged, read_image
 from pipeline.metrics import IntensityMap
@@ -58,7 +58,7 @@ def reads(monkeypatch):
         found.append(path)
         return read_image(path)
 
-    for place in ("pipeline.data.checks.read_image", "pipeline.io.reading.read_image"):
+    for place in ("pipeline.data.inspection.read_image", "pipeline.io.reading.read_image"):
         monkeypatch.setattr(place, read)
     return found
 
@@ -93,7 +93,7 @@ def test_a_second_start_reads_no_image(data, tmp_path, reads, monkeypatch):
     digest = check_cases(cases, store)
     build(data, store)
     assert len(reads) == 8
-    monkeypatch.setattr(checks, "_KNOWN", {})  # what another process begins with
+    monkeypatch.setattr(inspection, "_KNOWN", {})  # what another process begins with
     reads.clear()
     assert check_cases(cases, store) == digest
     build(data, store)
@@ -147,12 +147,12 @@ def test_as_many_threads_as_are_asked_for(data, tmp_path, monkeypatch):
         asked.append(max_workers)
         return ThreadPoolExecutor(max_workers)
 
-    for place in (checks, pairs):
+    for place in (inspection, pairs):
         monkeypatch.setattr(place, "ThreadPoolExecutor", pool)
         monkeypatch.setattr(place, "cores", lambda: 7)
     paths = [item[key] for item in data for key in KEYS]
-    checks.inspect_all(paths, num_workers=1)
-    checks.inspect_all(paths)
+    inspection.inspect_all(paths, num_workers=1)
+    inspection.inspect_all(paths)
     assert asked == [1, 7]
     asked.clear()
     build(data, None, num_workers=1)
