@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import json
 import logging
-import math
 import os
 import shutil
 import sys
@@ -25,61 +24,22 @@ from pipeline.bundle import project_dir
 from pipeline.data.checks import check_images
 from pipeline.label_app.access import is_name, read_token
 from pipeline.label_app.answers import answering, tag_of
-from pipeline.label_app.batch import BatchTranslation
+from pipeline.label_app.batch import BatchTranslation, check_batch
+from pipeline.label_app.conf import ALL, SETTINGS, find_bundles, is_on, number
 from pipeline.label_app.guarding import guard_server
 from pipeline.label_app.health import LEAST_FREE_GB, find_obstacles
 from pipeline.label_app.infer import WEIGHTS, TranslationTask, request_device, result_suffix, wants_series
 from pipeline.label_app.journal import keep_names_out_of_logs
-from pipeline.label_app.limits import LARGEST_INFO, one_line
 from pipeline.label_app.listening import auth_is_off, check_listening, host_of_command
 from pipeline.label_app.studies import AnyImage, Studies, image_path, series_folder, store_series
 from pipeline.label_app.train import TranslationTrainTask, training_settings
 from pipeline.label_app.uploads import DEFAULT_LIMIT, Uploads, check_volume, own_folder
 from pipeline.label_app.worker import LONGEST_QUEUE, Progress, TranslationQueue
 
-SETTINGS = (
-    *("models", "bundles", "output_dir", "token_file", "auth", "auth_issuer", "auth_audience"),
-    *("queue", "min_free_gb", "max_volume_mb", "tracking_uri", "store_derived"),
-)
-"""What ``--conf NAME VALUE`` can set."""
-
-ALL = "all"
-"""In place of names of models: whatever bundles lie in the folder, those that come later, too."""
-
-WHICH_IMAGES = (ALL, "labeled", "unlabeled")
-"""Words for the images that a batch translates."""
-
-MOST_IMAGES = 1000
-"""That a batch can be told by their names."""
-
 FEWEST_PAIRS = 2
 """Pairs that a training needs: one to train on and one to validate."""
 
 logger = logging.getLogger(__name__)
-
-
-def find_bundles(names: str, folder: Path) -> dict[str, Path]:
-    """Find the bundles to serve.
-
-    Args:
-        names: of the bundles, separated by commas; or ``all`` for every bundle of the folder.
-        folder: that they lie in.
-
-    Raises:
-        ValueError: if no name is given, or one is of no bundle in the folder.
-    """
-    asked = [name.strip() for name in names.split(",") if name.strip()]
-    there = sorted(path.parent.parent.name for path in folder.glob("*/configs/inference.json"))
-    if asked == [ALL]:
-        asked = there
-    elif not asked:
-        raise ValueError(
-            f"--conf models must name the bundles to serve, separated by commas, or be '{ALL}'; in {folder}: {there}"
-        )
-    unknown = [name for name in asked if name not in there]
-    if unknown:
-        raise ValueError(f"--conf models names {unknown}, expected bundles in {folder}: {there}")
-    return {name: (folder / name).resolve() for name in asked}
 
 
 class TranslationApp(MONAILabelApp):
@@ -111,10 +71,10 @@ class TranslationApp(MONAILabelApp):
         # Wrong settings stop the server at its start, not a client later.
         self._token = read_token(conf["token_file"]) if conf.get("token_file") else None
         self._open = auth_is_off(conf.get("auth"))
-        self._store_derived = _is_on("store_derived", conf)
-        self.queue = TranslationQueue(_number("queue", conf, LONGEST_QUEUE, int, 1))
-        self._min_free = int(_number("min_free_gb", conf, LEAST_FREE_GB, float, 0) * 1e9)
-        self.limit = _number("max_volume_mb", conf, DEFAULT_LIMIT, int, 1)
+        self._store_derived = is_on("store_derived", conf)
+        self.queue = TranslationQueue(number("queue", conf, LONGEST_QUEUE, int, 1))
+        self._min_free = int(number("min_free_gb", conf, LEAST_FREE_GB, float, 0) * 1e9)
+        self.limit = number("max_volume_mb", conf, DEFAULT_LIMIT, int, 1)
         self._folder = Path(conf.get("bundles") or project_dir() / "bundles").expanduser()
         self.bundles = find_bundles(conf.get("models", ""), self._folder)
         self._bundles_lock = threading.Lock()
@@ -354,13 +314,7 @@ class TranslationApp(MONAILabelApp):
         model = request.get("model")
         if method == "batch_infer":
             self._task(model)
-            tag = tag_of(request)
-            images = self._check_images(request.get("images", ALL))
-            size = request.get("max_batch_size", 0)
-            if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MOST_IMAGES:
-                raise HTTPException(400, f"max_batch_size must be a whole number in [0, {MOST_IMAGES}], got {size!r}")
-            given = {"device": self._check_device(request)} if request.get("device") else {}
-            return {"model": model, "images": images, "label_tag": tag, "max_batch_size": size, **given}
+            return {"model": model, **check_batch(request, self.datastore().list_images)}
         if method == "train":
             self.look_for_models()
             if model not in self._trainers:
@@ -382,28 +336,6 @@ class TranslationApp(MONAILabelApp):
             chosen["tracking"] = "mlflow" if chosen["tracking"] else "None"
             return {"model": model, **chosen}
         return dict(request)
-
-    def _check_device(self, request: Mapping[str, Any]) -> str:
-        with answering(422):
-            return request_device(request["device"])
-
-    def _check_images(self, images: Any) -> Any:
-        """Which images a batch means, said without a doubt: otherwise it might be all."""
-        if isinstance(images, str) and images in WHICH_IMAGES:
-            return images
-        if not isinstance(images, list) or not images or not all(is_name(image) for image in images):
-            raise HTTPException(
-                400,
-                f"images must be one of {', '.join(WHICH_IMAGES)}, or a list of names of images in the studies, not of "
-                f"paths, got {one_line(repr(images), 200)}",
-            )
-        if len(images) > MOST_IMAGES or sum(len(image.encode()) for image in images) > LARGEST_INFO:
-            raise HTTPException(400, f"images must be at most {MOST_IMAGES} names, got {len(images)}; use '{ALL}'")
-        there = set(self.datastore().list_images())
-        unknown = [image for image in images if image not in there]
-        if unknown:
-            raise HTTPException(404, f"images names {one_line(unknown[:5], 200)}, which are not in the studies")
-        return list(dict.fromkeys(images))
 
     def why_not_ready(self) -> list[str]:
         """Why the server should not be sent requests now, without names and places; empty if it may."""
@@ -467,24 +399,6 @@ def _has_weights(bundle: Path) -> bool:
 
 def _trains(bundle: Path) -> bool:
     return (bundle / "configs" / "train.json").is_file()
-
-
-def _is_on(name: str, conf: Mapping[str, str]) -> bool:
-    if conf.get(name, "off") not in ("on", "off"):
-        raise ValueError(f"--conf {name} must be on or off, got {conf[name]!r}")
-    return conf.get(name) == "on"
-
-
-def _number(name: str, conf: Mapping[str, str], default: float, kind: type, least: float) -> Any:
-    """A number out of the settings."""
-    try:
-        value = kind(conf.get(name) or default)
-    except ValueError:
-        value = None
-    if value is None or not least <= value < math.inf:
-        words = "a whole number" if kind is int else "a number"
-        raise ValueError(f"--conf {name} must be {words} of at least {least}, got {conf[name]!r}")
-    return value
 
 
 if __name__ == "__main__":

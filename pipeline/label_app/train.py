@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,17 @@ from pipeline.metrics.catalogue import names_in
 from pipeline.models import MODEL, Model, file_digest
 from pipeline.packaging import PROVENANCE_FILE
 from pipeline.provenance import redact
+from pipeline.settings import SETTINGS
 
 STATS_FILE = "label_stats.json"
 DEFAULTS: dict[str, Any] = {"max_epochs": 11, "val_split": 0.2, "noise_level": 0, "pretrained": True}
 """Settings of a training that a client may give, beside ``device`` and ``tracking``."""
 
-MOST_EPOCHS = 100_000
-"""That a client may ask for."""
+CHECKED = (
+    replace(SETTINGS["max_epochs"], most=100_000),
+    replace(SETTINGS["noise_level"], kind="whole", none=False),
+)
+"""Settings that a client may give in a narrower range than a command line."""
 
 
 def training_settings(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,13 +45,13 @@ def training_settings(request: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: naming the first setting that is out of its range, its value and what was expected.
     """
     settings = {name: request.get(name, default) for name, default in DEFAULTS.items()}
-    epochs, split, noise = settings["max_epochs"], settings["val_split"], settings["noise_level"]
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or not 1 <= epochs <= MOST_EPOCHS:
-        raise ValueError(f"max_epochs must be a whole number in [1, {MOST_EPOCHS}], got {epochs!r}")
+    for setting in CHECKED:
+        fault = setting.fault(settings[setting.name])
+        if fault:
+            raise ValueError(fault)
+    split = settings["val_split"]
     if isinstance(split, bool) or not isinstance(split, int | float) or not 0 < split < 1:
         raise ValueError(f"val_split must lie in (0, 1), got {split!r}")
-    if isinstance(noise, bool) or not isinstance(noise, int) or not 0 <= noise <= 5:
-        raise ValueError(f"noise_level must be a whole number in [0, 5], got {noise!r}")
     if not isinstance(settings["pretrained"], bool):
         raise ValueError(f"pretrained must be true or false, got {settings['pretrained']!r}")
     tracking = request.get("tracking", "mlflow")
