@@ -13,16 +13,20 @@ PORT ?= 8000
 HOST = 127.0.0.1
 TOKEN_FILE =
 AUTH = on
-# Processes that test side by side; the tests of one file stay together, since they share what they have trained.
+# Processes that test side by side; the tests of one file stay together, since they share what they have trained. In the
+# order of the files: xdist would leave files of one long test to the end, where one process waits for the other.
 TEST_JOBS ?= 2
-TEST := -m pytest -n $(TEST_JOBS) --dist loadfile
+TEST := -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
+SAMPLE ?= 12
+COMMIT = $(shell git rev-parse --short HEAD 2>/dev/null)
 
-.PHONY: help train test test-slow lint format benchmark label label-test label-test-dicom clean
+.PHONY: help train test test-slow test-sample lint format benchmark label label-test label-test-dicom clean
 
 help:
 	@echo "make train      install into $(VENV), then train RegGAN on the phantom (minutes on two cores)"
 	@echo "make test       install, then run the test suite"
 	@echo "make test-slow  install, then run the tests that take longer"
+	@echo "make test-sample  install, then run $(SAMPLE) of those, other ones for each commit"
 	@echo "make lint       install, then check format, style and types"
 	@echo "make format     rewrite the sources in the project's format"
 	@echo "make benchmark  install, then measure step time, loop overhead, data pipeline and memory"
@@ -40,6 +44,9 @@ test: $(VENV)/.ready-dev
 
 test-slow: $(VENV)/.ready-dev
 	$(BIN)/python $(TEST) -m slow
+
+test-sample: $(VENV)/.ready-dev
+	$(BIN)/python $(TEST) -m slow --sample $(SAMPLE) --sample-seed "$(COMMIT)" -rA
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,88 @@ from pipeline.networks import PatchDiscriminator, RegistrationNet, ResNetGenerat
 from pipeline.translators import CycleGANTranslator, Translator
 
 REGGAN = {"adversarial": 1.0, "correction": 20.0, "smoothness": 10.0}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--sample N --sample-seed WORD``: some of the tests, other ones for each word."""
+    parser.addoption("--sample", type=int, metavar="N", help="run N of the tests, without those of many minutes")
+    parser.addoption("--sample-seed", default="", metavar="WORD", help="decides which, such as a commit")
+
+
+@pytest.hookimpl(trylast=True)  # behind what leaves out by -m and -k
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Draw the sample; those that are marked ``slow(minutes=N)`` take too long for one."""
+    count = config.getoption("--sample")
+    if count is None:
+        return
+    short = [item for item in items if not any("minutes" in mark.kwargs for mark in item.iter_markers("slow"))]
+    chosen = set(random.Random(config.getoption("--sample-seed")).sample(range(len(short)), min(count, len(short))))
+    drawn = [item for index, item in enumerate(short) if index in chosen]
+    config.hook.pytest_deselected(items=[item for item in items if item not in drawn])
+    items[:] = drawn
+
+
+class WarmProcess:
+    """A process that has imported everything, and runs commands in forks of it.
+
+    Args:
+        root: of the checkout whose code is to run.
+        env: its environment.
+        log: file for what it says itself.
+    """
+
+    def __init__(self, root: Path, env: Mapping[str, str], log: Path) -> None:
+        self._log = log
+        with log.open("wb") as stream:
+            self._process = subprocess.Popen(
+                [sys.executable, str(root / "tests" / "warm.py")],
+                cwd=root,
+                env=dict(env),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                text=True,
+            )
+        ready = self._answer()
+        assert ready[0] == "ready"
+        assert ready[1].startswith(str(root)), "the checkout's own code has to run"
+
+    def _answer(self) -> list[Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        assert line, self._log.read_text()[-3000:]
+        return json.loads(line)
+
+    def __call__(self, *argv: str | Path, cwd: Path, **env: str) -> tuple[int, str]:
+        """Run what follows ``python``; returns its exit status and what it printed, errors included."""
+        assert self._process.stdin
+        request = {"argv": [str(word) for word in argv], "cwd": str(cwd), "env": env}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        code, text = self._answer()
+        return code, text
+
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def warm_process() -> type[WarmProcess]:
+    """For commands of another checkout than this one."""
+    return WarmProcess
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmProcess]:
+    """Runs what follows ``python``, as a process of its own would that has done its imports."""
+    root = Path(__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    process = WarmProcess(root, environment, tmp_path_factory.mktemp("warm") / "log")
+    yield process
+    process.close()
 
 
 @pytest.fixture(autouse=True)

@@ -60,6 +60,12 @@ def write_pair(folder: Path, name: str, seed: int, affine: np.ndarray = AFFINE) 
     return entry
 
 
+@pytest.fixture(autouse=True)
+def _coarse_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every training draws some, of which nobody looks at the print."""
+    monkeypatch.setattr("pipeline.reporting.panels.DPI", 40)
+
+
 @pytest.fixture(scope="session")
 def dataset_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two training patients, one for validation, one for testing."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -237,15 +235,15 @@ def test_diverged_training_says_so(run_config):
     assert "a finite number was expected. Often a lower learning_rate" in str(first_cause(caught.value))
 
 
-def test_command_line_ends_with_what_is_wrong(dataset_dir, tmp_path):
+def test_command_line_ends_with_what_is_wrong(dataset_dir, tmp_path, python):
     """As the shell hands values over: words and numbers apart, dictionaries in quotes."""
-    command = [sys.executable, "-m", "monai.bundle", "run", "training"]
+    command = ["-m", "monai.bundle", "run", "training"]
     command += ["--config_file", "bundles/reggan/configs/train.json", "--dataset_dir", str(dataset_dir)]
     command += ["--output_dir", str(tmp_path / "run"), "--max_epochs", "0", "--learning_rate", "fast"]
     command += ["--weights", "{'adversarial': 0}", "--seed", "1.5"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    assert result.stderr.strip().splitlines()[-1] == (
+    code, said = python(*command, cwd=ROOT)
+    assert code == 1
+    assert said.strip().splitlines()[-1] == (
         "error: seed must be a whole number in [0, 4294967295], got 1.5; max_epochs must be a whole number of at least "
         "1, got 0; learning_rate must be a positive number, got 'fast'; weights must be a dictionary of loss weights "
         "such as {'adversarial': 1}, at least one of them above 0, got {'adversarial': 0}"

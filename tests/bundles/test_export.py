@@ -104,7 +104,7 @@ def test_exports_say_what_inference_has_to_know(exports, trained_run, name):
     assert metadata["minimum_size"] == 5
 
 
-@pytest.fixture(scope="module", params=["unit", "munit", "nicegan"])
+@pytest.fixture(scope="module", params=["unit", pytest.param("munit", marks=pytest.mark.slow), "nicegan"])
 def other_backbone(request, settings, dataset_dir, tmp_path_factory):
     """An exporter of untrained weights of another backbone."""
     folder = tmp_path_factory.mktemp(request.param)

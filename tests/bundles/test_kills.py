@@ -15,24 +15,22 @@ SCRIPT = ROOT / "scripts" / "try_faults.py"
 CONFIGURATIONS = ("default", "two loader workers", "cycle.json", "munit.json", "nicegan.json + augmentation.json")
 
 
-def kills(*arguments):
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--kills", *arguments], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")][2:]
+def kills(python, *arguments):
+    code, said = python(SCRIPT, "--kills", *arguments, cwd=ROOT)
+    assert code == 0, said[-6000:]
+    return [line.strip("| ").split(" | ") for line in said.splitlines() if line.startswith("| ")][2:]
 
 
-def test_a_run_that_is_killed_and_goes_on_equals_one_that_is_not():
-    [row] = kills("--only", "default", "--moments", "2", "--inside", "2")
+def test_a_run_that_is_killed_and_goes_on_equals_one_that_is_not(python):
+    [row] = kills(python, "--only", "default", "--moments", "2", "--inside", "2")
     assert row[0] == "default"
     assert row[1:3] == ["2", "2"]
     assert row[-1] == "yes"
 
 
 @pytest.mark.slow
-def test_twenty_moments_and_ten_writes_of_each_configuration():
-    rows = kills()
+def test_twenty_moments_and_ten_writes_of_each_configuration(python):
+    rows = kills(python)
     assert [row[0] for row in rows] == list(CONFIGURATIONS)
     assert all(int(row[1]) >= 20 and int(row[2]) >= 10 and row[-1] == "yes" for row in rows), rows
 

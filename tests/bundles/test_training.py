@@ -163,8 +163,8 @@ def test_written_config_runs_by_itself(run_config, tmp_path):
     assert list((tmp_path / "run" / "previous").iterdir())
 
 
-def test_command_line_from_the_bundle_folder(dataset_dir, tmp_path):
-    command = command_line(
+def test_command_line_from_the_bundle_folder(dataset_dir, tmp_path, python):
+    _, *words = command_line(
         dataset_dir,
         tmp_path / "run",
         "--max_epochs",
@@ -174,8 +174,8 @@ def test_command_line_from_the_bundle_folder(dataset_dir, tmp_path):
         config="configs/train.json",
         run_id=(),
     )
-    result = subprocess.run(command, cwd=ROOT / "bundles" / "reggan", capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
+    code, said = python(*words, cwd=ROOT / "bundles" / "reggan")
+    assert code == 0, said[-3000:]
     assert (tmp_path / "run" / "model.pt").is_file()
 
 
@@ -187,7 +187,7 @@ def histories(store, run_id):
     return run, history
 
 
-def test_killed_and_resumed_equals_uninterrupted(dataset_dir, tmp_path, assert_same):
+def test_killed_and_resumed_equals_uninterrupted(dataset_dir, tmp_path, assert_same, python):
     """Must hold bit for bit: weights, optimisers, and the metric history in MLflow, each value once."""
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     environment["OMP_NUM_THREADS"] = "1"
@@ -199,7 +199,11 @@ def test_killed_and_resumed_equals_uninterrupted(dataset_dir, tmp_path, assert_s
             *("--tracking_uri", store, "--run_name", name, *more),
         )
 
-    subprocess.run(command("whole"), cwd=ROOT, env=environment, check=True, capture_output=True)
+    def finish(*words):
+        code, said = python(*command(*words)[1:], cwd=ROOT)
+        assert code == 0, said[-3000:]
+
+    finish("whole")
     with open(tmp_path / "log", "wb") as log:
         process = subprocess.Popen(command("parts"), cwd=ROOT, env=environment, stdout=log, stderr=log)
         last = tmp_path / "parts" / "checkpoints" / "last.pt"
@@ -211,7 +215,7 @@ def test_killed_and_resumed_equals_uninterrupted(dataset_dir, tmp_path, assert_s
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert load_checkpoint(last)["trainer"]["epoch"] < 16, "killed too late to show anything"
-    subprocess.run(command("parts", "--resume", "true"), cwd=ROOT, env=environment, check=True, capture_output=True)
+    finish("parts", "--resume", "true")
 
     whole, parts = (load_checkpoint(tmp_path / name / "checkpoints" / "last.pt") for name in ("whole", "parts"))
     for entry in ("network", "generator_optimizer", "discriminator_optimizer", "trainer", "random"):

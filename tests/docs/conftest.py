@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -11,8 +10,10 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
@@ -36,7 +37,7 @@ SMALL_NETWORKS = {
 class Checkout:
     """A copy of the project that commands may write into, and a process that runs them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, warm_process: Callable[..., Any]) -> None:
         self.folder = folder
         leave_out = shutil.ignore_patterns(*LEFT_OUT)
         shutil.copytree(
@@ -44,19 +45,7 @@ class Checkout:
         )
         self.environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PATH": self._programs()}
         self.environment.pop("MLFLOW_TRACKING_URI", None)
-        self.log = (folder / "warm.log").open("wb")
-        self.warm = subprocess.Popen(
-            [sys.executable, str(folder / "tests/docs/warm.py")],
-            cwd=folder,
-            env=self.environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            text=True,
-        )
-        ready = self._answer()
-        assert ready[0] == "ready"
-        assert ready[1].startswith(str(folder)), "the copy's own code has to run"
+        self.warm = warm_process(folder, self.environment, folder / "warm.log")
         self.had_everything = False
 
     def _programs(self) -> str:
@@ -69,19 +58,9 @@ class Checkout:
             (programs / name).chmod(0o755)
         return f"{programs}{os.pathsep}{os.environ['PATH']}"
 
-    def _answer(self) -> list:
-        assert self.warm.stdout
-        line = self.warm.stdout.readline()
-        assert line, (self.folder / "warm.log").read_text()[-3000:]
-        return json.loads(line)
-
     def python(self, *words: str) -> tuple[int, str]:
         """Run what follows ``python``; returns its exit status and what it printed."""
-        assert self.warm.stdin
-        self.warm.stdin.write(json.dumps(words) + "\n")
-        self.warm.stdin.flush()
-        code, text = self._answer()
-        return code, text
+        return self.warm(*words, cwd=self.folder)
 
     def shell(self, line: str, **environment: str) -> tuple[int, str]:
         """Run a line of a shell."""
@@ -186,18 +165,11 @@ class Checkout:
         code, text = self.shell(" ".join([*words, f"VENV={environment}", f"LABEL_VENV={environment}"]))
         return code, text + (self.folder / "asked").read_text()
 
-    def close(self) -> None:
-        """End the process."""
-        assert self.warm.stdin
-        self.warm.stdin.close()
-        self.warm.wait(30)
-        self.log.close()
-
 
 @pytest.fixture(scope="session")
-def checkout(tmp_path_factory: pytest.TempPathFactory):
+def checkout(tmp_path_factory: pytest.TempPathFactory, warm_process: Callable[..., Any]):
     """A copy with what a new reader has."""
-    made = Checkout(tmp_path_factory.mktemp("checkout") / "project")
+    made = Checkout(tmp_path_factory.mktemp("checkout") / "project", warm_process)
     made.small()
     yield made
-    made.close()
+    made.warm.close()

@@ -224,7 +224,8 @@ RULES = (
     Rule(r"python scripts/try_faults\.py", "shell", ("--sample",)),
     Rule(r"python -m pipeline\.settings", "shell"),
     # make, and what is installed
-    Rule(r"make (train|test|lint|format|benchmark|label|label-test|label-test-dicom)( STUDIES=data/studies)?", "make"),
+    Rule(r"make (train|lint|format|benchmark|test|test-slow|test-sample)", "make"),
+    Rule(r"make (label|label-test|label-test-dicom)( STUDIES=data/studies)?", "make"),
     Rule(r"make \.venv-label/\.ready", "make"),
     Rule(r"source \.venv(-label)?/bin/activate", "shell"),
     Rule(

@@ -33,11 +33,13 @@ HERE_RUN = ("python", "shell", "make", "server")
 ASKED = {
     "train": "python -m monai.bundle run training --config_file bundles/reggan/configs/train.json",
     "test": "python -m pytest -n 2",
+    "test-slow": "python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow",
+    "test-sample": "--sample 12",
     "lint": "ruff check .",
     "format": "ruff format .",
     "benchmark": "python scripts/benchmark.py",
     "label": "python -m pipeline.label_app.serve --studies data/studies --models reggan",
-    "label-test": "python -m pytest -n 2 --dist loadfile -rs tests/label_app",
+    "label-test": "python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -rs tests/label_app",
     "label-test-dicom": "test_orthanc.py",
     ".venv-label/.ready": "",
 }

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -149,16 +147,18 @@ def test_resuming_nothing_is_refused(tmp_path):
     assert not (tmp_path / "typo").exists()
 
 
-def test_a_folder_serves_one_process(tmp_path):
-    folder = RunFolder(tmp_path)
-    script = f"from pipeline.bundle import RunFolder; RunFolder({str(tmp_path)!r})"
-    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert other.returncode == 1
-    assert f"output_dir {tmp_path} is in use by another running process" in other.stderr
-    assert folder.output_dir == tmp_path
+def test_a_folder_serves_one_process(tmp_path, python):
+    (tmp_path / "run").mkdir()
+    folder = RunFolder(tmp_path / "run")
+    script = tmp_path / "other.py"
+    script.write_text(f"from pipeline.bundle import RunFolder; RunFolder({str(folder.output_dir)!r})")
+    code, said = python(script, cwd=tmp_path)
+    assert code == 1
+    assert f"output_dir {folder.output_dir} is in use by another running process" in said
+    assert folder.output_dir == tmp_path / "run"
 
 
-def test_command_line_ends_with_the_cause(tmp_path):
+def test_command_line_ends_with_the_cause(tmp_path, python):
     (tmp_path / "train.json").write_text(
         json.dumps(
             {
@@ -169,10 +169,10 @@ def test_command_line_ends_with_the_cause(tmp_path):
             }
         )
     )
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "train.json", "--max_epochs", "-2"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    last = textwrap.dedent(result.stderr).strip().splitlines()[-1]
+    command = ("-m", "monai.bundle", "run", "--config_file", "train.json", "--max_epochs", "-2")
+    code, said = python(*command, cwd=tmp_path)
+    assert code == 1
+    last = textwrap.dedent(said).strip().splitlines()[-1]
     assert last == "error: max_epochs must be a whole number of at least 1, got -2"
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -175,33 +173,14 @@ CONFIG = {
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Runs MONAI's own command on a small config, in this process as that process would."""
+def run(tmp_path_factory, python):
+    """Runs MONAI's own command on a small config."""
     folder = tmp_path_factory.mktemp("command")
     (folder / "train.json").write_text(json.dumps(CONFIG))
-    script = folder / "many.py"
-    script.write_text(
-        "import contextlib, io, json, runpy, sys, traceback\n"
-        "results = []\n"
-        "for line in json.load(open(sys.argv[1])):\n"
-        "    said, sys.argv, code = io.StringIO(), ['monai.bundle', *line], 0\n"
-        "    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):\n"
-        "        try:\n"
-        "            runpy.run_module('monai.bundle', run_name='__main__')\n"
-        "        except SystemExit as end:\n"
-        "            code = end.code or 0\n"
-        "        except BaseException:\n"
-        "            code = 1\n"
-        "            traceback.print_exc()\n"
-        "    results.append([code, said.getvalue()])\n"
-        "json.dump(results, open('results.json', 'w'))\n"
-    )
 
     def run(*lines):
-        lines = [["run", "--config_file", "train.json", *line] for line in lines]
-        (folder / "lines.json").write_text(json.dumps(lines))
-        subprocess.run([sys.executable, str(script), "lines.json"], cwd=folder, check=True)
-        return json.loads((folder / "results.json").read_text())
+        command = ("-m", "monai.bundle", "run", "--config_file", "train.json")
+        return [python(*command, *line, cwd=folder) for line in lines]
 
     return run
 

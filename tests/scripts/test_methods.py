@@ -76,6 +76,7 @@ def test_faults_are_said_and_nothing_is_run(script, tmp_path, monkeypatch, capsy
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_one_method_from_end_to_end(phantom, tmp_path):
     """As a user runs it, in a process of its own: quiet, with a table, its logs and an MLflow store."""
     out = tmp_path / "out"

@@ -92,6 +92,7 @@ def results(folder):
     return pd.read_csv(folder / "results.csv")
 
 
+@pytest.mark.slow
 def test_quick_preset(run, phantom, tmp_path):
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     devices = ("cpu", "cpu:0")  # two names of the one that is everywhere; a job for each
@@ -162,7 +163,8 @@ def test_an_epoch_of_the_quick_preset_is_its_four_steps(tmp_path):
     assert len(workflow.part("train#dataloader")) == quick.steps == 4
 
 
-@pytest.mark.parametrize("kind", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_and_started_again_equals_undisturbed(run, phantom, tmp_path, undisturbed, kind):
     line = words(phantom, tmp_path, "--study", study(tmp_path, **STOPPED), "--tracking-uri", "none")
     started = subprocess.Popen(
@@ -228,6 +230,7 @@ def test_a_cluster_that_loses_a_worker_has_the_results_of_this_machine(script, r
     pd.testing.assert_frame_equal(results(there), results(here), check_exact=True)
 
 
+@pytest.mark.slow
 def test_a_method_goes_on_from_the_model_of_another(run, phantom, tmp_path):
     """And is not run where that one failed."""
     content = {"methods": ["reggan", "reggan-affine"], "noise": {"affine": [5]}, "steps": 2}
@@ -257,6 +260,12 @@ def test_a_broken_cell_is_reported_and_does_not_stop_the_rest(run, phantom, tmp_
     assert "coarse-reggan-affine1-seed0: failed: ValueError: spatial_size must be at least 256" in done.stderr
     assert set(results(tmp_path)["method"]) == {"pix2pix"}
     assert "spatial_size must be at least 256" in (tmp_path / "report" / "summary.md").read_text()
+
+    # Another setting does not mix with what is there.
+    other = study(tmp_path, methods=["pix2pix"], noise={"affine": [1]}, steps=9)
+    refused = run(words(phantom, tmp_path, "--study", other, "--tracking-uri", "none"))
+    assert refused.returncode == 2
+    assert "holds a run of other settings" in refused.stderr
 
 
 @pytest.mark.parametrize(

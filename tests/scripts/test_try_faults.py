@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-SCRIPT = TESTS.parent / "scripts" / "try_faults.py"
+ROOT = TESTS.parent
+SCRIPT = ROOT / "scripts" / "try_faults.py"
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +83,11 @@ def run(*arguments):
     return result
 
 
-def test_a_sample_of_all_kinds():
+def test_a_sample_of_all_kinds(python):
     """The second of each kind."""
-    result = run("--sample")
-    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-3000:]
-    assert re.search(r"\| all \| 13 \|.*\| 13 \| 0 \|", result.stdout), result.stdout[-3000:]
+    code, said = python(SCRIPT, "--sample", cwd=ROOT)
+    assert code == 0, said[-6000:]
+    assert re.search(r"\| all \| 13 \|.*\| 13 \| 0 \|", said), said[-3000:]
 
 
 @pytest.mark.slow

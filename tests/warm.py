@@ -1,7 +1,8 @@
 """Runs commands one after the other, each in a fork of this process: importing costs more than running.
 
-Reads one JSON list of words (what follows ``python``) from each line of standard input, and answers with one line of
-JSON: the exit status and what was printed.
+Reads from each line of standard input one JSON object: ``argv``, what follows ``python``, the folder ``cwd``, and
+``env``, further environment in which "" takes a variable away. Answers with one line of JSON: the exit status and what
+was printed. What is done by the imports themselves is not tried so; that takes a process of its own.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path.cwd() / "scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
 import try_faults  # its imports are those of all commands
 from faults.trial import Done, SilentError, command
@@ -19,7 +20,7 @@ if __name__ == "__main__":
     print(json.dumps(["ready", str(try_faults.pipeline.__file__)]), flush=True)
     for line in sys.stdin:
         try:
-            done = command(json.loads(line), Path.cwd(), timeout=1200)
+            done = command(**json.loads(line), timeout=7200)
         except SilentError as error:  # it did not end; the next command may
-            done = Done(124, str(error), 1200)
+            done = Done(124, str(error), 7200)
         print(json.dumps([done.code, done.text]), flush=True)
