@@ -11,15 +11,16 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 
-from pipeline.models.describing import describe_translator
-from pipeline.networks import PatchDiscriminator, RegistrationNet, ResNetGenerator
-from pipeline.translators import CycleGANTranslator, Translator
+# PyTorch and MONAI are imported by the fixtures that need them: the process that hands tests out to others does not.
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.translators import CycleGANTranslator, Translator
 
 REGGAN = {"adversarial": 1.0, "correction": 20.0, "smoothness": 10.0}
 
@@ -109,6 +110,8 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmProcess]:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     """Tiny tensors gain nothing from threads, and sums then do not depend on the machine."""
+    import torch
+
     torch.set_num_threads(1)
 
 
@@ -134,6 +137,10 @@ def reggan_weights() -> dict[str, float]:
 @pytest.fixture
 def make_translator() -> Callable[..., CycleGANTranslator]:
     """Builds a translator of tiny networks for 32x32 images."""
+    import torch
+
+    from pipeline.networks import PatchDiscriminator, RegistrationNet, ResNetGenerator
+    from pipeline.translators import CycleGANTranslator
 
     def build(weights: Mapping[str, float] = REGGAN, seed: int = 0) -> CycleGANTranslator:
         torch.manual_seed(seed)
@@ -196,6 +203,7 @@ RECIPE: dict[str, Any] = {
 @pytest.fixture
 def make_recipe(make_translator: Callable[..., CycleGANTranslator]) -> Callable[..., dict[str, Any]]:
     """Builds the content of a valid recipe, changed: ``make_recipe(grid={"slice_axis": 0}, method="mine")``."""
+    from pipeline.models.describing import describe_translator
 
     def build(of: Translator | None = None, /, **changes: Any) -> dict[str, Any]:
         described, networks = describe_translator(make_translator() if of is None else of)
@@ -211,6 +219,8 @@ def make_recipe(make_translator: Callable[..., CycleGANTranslator]) -> Callable[
 @pytest.fixture
 def batch() -> dict[str, torch.Tensor]:
     """Two pairs of 32x32 images in [-1, 1]."""
+    import torch
+
     generator = torch.Generator().manual_seed(1)
     return {name: torch.rand(2, 1, 32, 32, generator=generator) * 2 - 1 for name in ("image", "label")}
 
@@ -218,6 +228,7 @@ def batch() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="session")
 def assert_same() -> Callable[[Any, Any], None]:
     """Asserts that two states are equal to the bit, through dictionaries and lists."""
+    import torch
 
     def compare(first: Any, second: Any) -> None:
         if isinstance(first, dict):
