@@ -93,6 +93,8 @@ def described(part: Any) -> str | None:
 def describe_translator(translator: Translator) -> tuple[Description, dict[str, Description]]:
     """A translator's class with its own arguments, and what builds its networks, by the argument that takes it.
 
+    Networks that none of its loss terms needs are not built, and not described.
+
     Raises:
         ModelError: an argument is neither a plain value nor builds a network.
     """
@@ -102,7 +104,8 @@ def describe_translator(translator: Translator) -> tuple[Description, dict[str, 
         if name == "weights" or name in translator.settings_of_use:
             continue
         if callable(value):
-            networks[name] = describe_factory(value)
+            if getattr(translator, name, value) is not None:
+                networks[name] = describe_factory(value)
         elif value is not None:
             own[name] = value
     kind = type(translator)

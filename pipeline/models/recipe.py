@@ -107,7 +107,7 @@ SCHEMA: dict[str, Any] = {
             "networks": {
                 "type": "object",
                 "additionalProperties": _BUILT,
-                "description": "class and arguments of each network, by the translator's argument that takes it",
+                "description": "class and arguments of each network that was built, by the argument that takes it",
             },
             "weights": {
                 "type": "object",
@@ -396,6 +396,8 @@ class Recipe:
                     yield f"{name}#_target_", path, known["class"]
                     continue
             if known is None:
+                if self["weights"] and part in Translator.training_only:
+                    continue  # none of its loss terms needed it, in training and now
                 if any(entry is not None for entry in given.values()):
                     yield name, given, None
                 continue

@@ -16,7 +16,7 @@ from pipeline.models.errors import ContradictionError, ModelError
 from pipeline.models.reading import BEST, EXTRA_STATE, CheckpointError, Model, load_checkpoint
 from pipeline.models.recipe import Recipe
 from pipeline.networks import PatchDiscriminator, RegistrationNet
-from pipeline.translators import DEFAULT_BACKBONE, Translator, find_translator
+from pipeline.translators import ADVERSARIAL, DEFAULT_BACKBONE, Translator, find_translator
 from transforms import ScaleMRIntensityd
 
 DEFAULT_TERMS = frozenset({"adversarial", "cycle", "correction", "smoothness"})
@@ -136,14 +136,15 @@ class StartingPoint:
         settings = {name: value for name, value in given.items() if name not in networks and value is not None}
         of_the_model: dict[str, Any] = {}
         instead: dict[str, Callable[..., Any]] = {}
-        unknown: dict[str, Callable[..., Any]] = {}  # imported weights come without what only their training had
+        unknown: dict[str, Callable[..., Any]] = {}  # what its training did not need, or imported weights come without
         for name, factory in networks.items():
             kind, arguments = unfold(factory)
             known = model.recipe["networks"].get(name)
             not_asked = ("spatial_dims", *(OF_TRAINING if name == "registration" else ()))
             asked = {key: value for key, value in arguments.items() if value is not None and key not in not_asked}
-            if known is None and (model.recipe["weights"] == {} or name == "registration"):
-                self._refuse_default(name, kind)
+            if known is None and (model.recipe["weights"] == {} or name in Translator.training_only):
+                if any(weights.get(term) for term in ADVERSARIAL):
+                    self._refuse_default(name, kind)
                 given_arguments = {key: value for key, value in arguments.items() if value is not None}
                 unknown[name] = functools.partial(kind, **given_arguments)
                 continue

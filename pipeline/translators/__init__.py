@@ -2,7 +2,7 @@
 
 import importlib
 
-from pipeline.translators.base import Translator, decode_recipe, decode_signature
+from pipeline.translators.base import ADVERSARIAL, Translator, decode_recipe, decode_signature
 from pipeline.translators.cyclegan import CycleGANTranslator
 from pipeline.translators.image_pool import ImagePool
 from pipeline.translators.munit import MUNITTranslator
@@ -45,6 +45,7 @@ def find_translator(name: str) -> type[Translator]:
 
 
 __all__ = [
+    "ADVERSARIAL",
     "DEFAULT_BACKBONE",
     "TRANSLATORS",
     "CycleGANTranslator",

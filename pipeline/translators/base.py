@@ -16,6 +16,8 @@ from pipeline.networks import overlap, warp
 
 NetworkFactory = Callable[..., nn.Module]
 Terms = dict[str, Tensor]
+ADVERSARIAL = frozenset({"adversarial", "conditional_adversarial"})
+"""Loss terms that a discriminator is needed for."""
 TRUE_FIELD = "true_ddf"  # of a batch whose noise returns its displacement
 
 

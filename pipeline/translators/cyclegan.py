@@ -12,10 +12,8 @@ from torch import Tensor, nn
 
 from pipeline.losses import StructureLoss
 from pipeline.networks import affine_field, random_symmetries, warp
-from pipeline.translators.base import NetworkFactory, Terms, Translator
+from pipeline.translators.base import ADVERSARIAL, NetworkFactory, Terms, Translator
 from pipeline.translators.image_pool import ImagePool
-
-ADVERSARIAL = frozenset({"adversarial", "conditional_adversarial"})
 
 
 class CycleGANTranslator(Translator):

@@ -28,7 +28,7 @@ def test_a_run_that_is_killed_and_goes_on_equals_one_that_is_not(python):
     assert row[-1] == "yes"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=8)
 def test_twenty_moments_and_ten_writes_of_each_configuration(python):
     rows = kills(python)
     assert [row[0] for row in rows] == list(CONFIGURATIONS)

@@ -116,7 +116,7 @@ def test_methods_are_the_same_in_several_processes(dataset_dir, tmp_path, proces
     assert_same(state(tmp_path / "1"), state(tmp_path / str(processes)))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=2)
 def test_it_goes_on_with_another_number_of_processes(dataset_dir, tmp_path):
     train(1, tmp_path / "alone", dataset_dir, max_epochs=4, decay_epochs=0)
     for epoch, processes in enumerate((2, 1, 4, 2), 1):

@@ -135,7 +135,8 @@ class Checkout:
                 continue  # as short as it is
             study = yaml.safe_load(path.read_text())
             study = {**study, **SMALL_STUDY, "settings": {**study["settings"], **SMALL_NETWORKS}}
-            study.pop("method_noise", None)
+            for of_others in ("method_noise", "method_start"):
+                study.pop(of_others, None)
             path.write_text(yaml.safe_dump(study))
         configs = self.folder / "bundles/reggan/configs"
         train = ("-m", "monai.bundle", "run", "training", "--config_file")

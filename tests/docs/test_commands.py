@@ -125,7 +125,7 @@ def test_quick_commands_run(checkout, text):
     run(checkout, text)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=10)
 def test_all_commands_run(checkout, capsys):
     checkout.everything(RULES)
     failed, count = [], {}

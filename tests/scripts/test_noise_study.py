@@ -195,7 +195,7 @@ def undisturbed(script, phantom, tmp_path_factory):
     return results(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=3)
 def test_a_cluster_that_loses_a_worker_has_the_results_of_this_machine(script, run, phantom, tmp_path, cluster):
     content = {**STOPPED, "methods": ["reggan", "pix2pix"], "noise": {"affine": [0, 1, 3, 5]}}
     here, there = tmp_path / "here", tmp_path / "there"

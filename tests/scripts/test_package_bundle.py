@@ -71,8 +71,9 @@ def dataset(tmp_path_factory):
 
 
 def without_hints():
-    """The environment, without any hint to this checkout."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "MLFLOW"))}
+    """The environment, without any hint to this checkout; one thread, as the commands have that are run here."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "MLFLOW"))}
+    return kept | {"OMP_NUM_THREADS": "1"}
 
 
 def run(python, folder, *words, **settings):

@@ -90,7 +90,7 @@ def test_a_sample_of_all_kinds(python):
     assert re.search(r"\| all \| 13 \|.*\| 13 \| 0 \|", said), said[-3000:]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=6)
 def test_no_cause_is_silent():
     result = run()
     assert result.returncode == 0, result.stdout[-20000:] + result.stderr[-3000:]

@@ -135,6 +135,8 @@ def test_a_translator_is_described_without_what_says_how_it_is_used(make_transla
     assert described == {"class": "pipeline.translators.CycleGANTranslator", "arguments": {}}
     assert set(networks) == {"generator", "discriminator", "registration"}
     assert networks["generator"]["arguments"]["filters"] == 4
+    assert set(describe_translator(make_translator({"adversarial": 1}))[1]) == {"generator", "discriminator"}
+    assert set(describe_translator(make_translator({"correction": 1}))[1]) == {"generator", "registration"}
     generator = partial(MUNITGenerator, filters=2, residual_blocks=1, style_dim=3, style_downsamplings=2, mlp_width=4)
     described, networks = describe_translator(MUNITTranslator({}, generator=generator, style=[0.5, -1, 2.0]))
     assert described["arguments"] == {}

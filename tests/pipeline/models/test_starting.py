@@ -142,6 +142,26 @@ def test_other_loss_terms_may_need_other_networks(trained, make_translator):
     assert network.source_generator is not None
 
 
+@pytest.mark.parametrize(
+    ("weights", "name", "given"),
+    [
+        ({"adversarial": 1}, "registration", partial(AffineRegistrationNet, spatial_dims=2, channels=[6, 6])),
+        ({"correction": 1}, "discriminator", partial(PatchDiscriminator, spatial_dims=2, filters=6)),
+    ],
+)
+def test_a_network_that_the_model_was_trained_without_may_be_any(
+    make_translator, make_recipe, tmp_path, weights, name, given
+):
+    network = make_translator(weights)
+    Recipe(make_recipe(network, weights=weights)).travel_with(network)
+    torch.save(network.inference_state_dict(), tmp_path / "model.pt")
+    started = build(tmp_path / "model.pt", REGGAN, **{name: given})
+    assert parts_equal(started, network) == {"generator"}
+    assert type(getattr(started, name)) is given.func
+    widths = {value.shape[0] for key, value in started.state_dict().items() if key.startswith(f"{name}.")}
+    assert 6 in widths
+
+
 def test_networks_that_are_asked_for_have_to_be_the_model_s(trained):
     same = {"generator": partial(ResNetGenerator, spatial_dims=2, filters=4, residual_blocks=None)}
     build(trained / "model.pt", **same)

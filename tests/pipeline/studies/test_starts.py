@@ -32,7 +32,7 @@ def test_generated_pairs_are_sound_and_no_two_are_equal(tmp_path):
     assert 0.1 < foreground_mask(read_image(paths[0])[0].numpy()).mean() < 0.5
 
 
-@pytest.mark.slow  # five trainings
+@pytest.mark.slow(minutes=2)  # five trainings
 def test_starts_are_measured(tmp_path, capsys):
     rows = report_starts(tmp_path / "starts", [2, 3], (24, 20, 10), 2, settings=TINY)
     assert not (tmp_path / "starts").exists()
