@@ -13,6 +13,7 @@ import runpy
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import weakref
@@ -328,8 +329,10 @@ def command(
         prepare: called in the fork before the command, to give it a full disk, say; what it returns is called after it.
         meanwhile: called here with the fork's process id while it runs, to send it a signal, say.
     """
-    log = Path(cwd) / f".said-{time.monotonic_ns()}"
-    log.touch()
+    # Not in the folder itself, which may be a checkout that has to be clean.
+    handle, name = tempfile.mkstemp(prefix="said-")
+    os.close(handle)
+    log = Path(name)
     sys.stdout.flush()
     sys.stderr.flush()
     begun = time.monotonic()
