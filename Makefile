@@ -46,7 +46,7 @@ test-slow: $(VENV)/.ready-dev
 	$(BIN)/python $(TEST) -m slow
 
 test-sample: $(VENV)/.ready-dev
-	$(BIN)/python $(TEST) -m slow --sample $(SAMPLE) --sample-seed "$(COMMIT)" -rA
+	$(BIN)/python $(TEST) -m slow --sample $(SAMPLE) --sample-seed "$(COMMIT)" -rap
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .

@@ -37,6 +37,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     count = config.getoption("--sample")
     if count is None:
         return
+    if count < 1:
+        raise pytest.UsageError(f"--sample must be at least 1, got {count}")
     short = [item for item in items if not any("minutes" in mark.kwargs for mark in item.iter_markers("slow"))]
     chosen = set(random.Random(config.getoption("--sample-seed")).sample(range(len(short)), min(count, len(short))))
     drawn = [item for index, item in enumerate(short) if index in chosen]
