@@ -23,7 +23,8 @@ ROOT = HERE.parents[1]
 OF_RUNS = ("outputs", "data")  # in the checkout itself; pipeline/data is code
 LEFT_OUT = (".git", ".venv*", "*.png", "__pycache__", ".*_cache", "*.egg-info", "node_modules")
 # Studies of an hour and of days keep their names and overlays.
-SMALL_STUDY = {"methods": ["reggan"], "noise": {"affine": [0]}, "steps": 2, "seeds": [0]}
+SMALL_STUDY = {"noise": {"affine": [0]}, "steps": 2, "seeds": [0]}
+NAMED = {"science": ["pix2pix", "reggan-affine"]}  # methods that commands of a study name
 SMALL_NETWORKS = {
     "spatial_size": [48, 48],
     "batch_size": 2,
@@ -134,7 +135,9 @@ class Checkout:
             if path.stem == "quick":
                 continue  # as short as it is
             study = yaml.safe_load(path.read_text())
+            assert set(NAMED.get(path.stem, [])) <= set(study["methods"])
             study = {**study, **SMALL_STUDY, "settings": {**study["settings"], **SMALL_NETWORKS}}
+            study["methods"] = NAMED.get(path.stem, ["reggan"])
             for of_others in ("method_noise", "method_start"):
                 study.pop(of_others, None)
             path.write_text(yaml.safe_dump(study))
