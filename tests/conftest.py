@@ -77,10 +77,10 @@ class WarmProcess:
         assert line, self._log.read_text()[-3000:]
         return json.loads(line)
 
-    def __call__(self, *argv: str | Path, cwd: Path, **env: str) -> tuple[int, str]:
+    def __call__(self, *argv: str | Path, cwd: Path) -> tuple[int, str]:
         """Run what follows ``python``; returns its exit status and what it printed, errors included."""
         assert self._process.stdin
-        request = {"argv": [str(word) for word in argv], "cwd": str(cwd), "env": env}
+        request = {"argv": [str(word) for word in argv], "cwd": str(cwd)}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         code, text = self._answer()

@@ -1,8 +1,8 @@
 """Runs commands one after the other, each in a fork of this process: importing costs more than running.
 
-Reads from each line of standard input one JSON object: ``argv``, what follows ``python``, the folder ``cwd``, and
-``env``, further environment in which "" takes a variable away. Answers with one line of JSON: the exit status and what
-was printed. What is done by the imports themselves is not tried so; that takes a process of its own.
+Reads from each line of standard input one JSON object: ``argv``, what follows ``python``, and the folder ``cwd``.
+Answers with one line of JSON: the exit status and what was printed. What is done by the imports themselves is not tried
+so; that takes a process of its own.
 """
 
 from __future__ import annotations

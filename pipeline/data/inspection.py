@@ -59,7 +59,7 @@ def inspect_all(
 
     Args:
         paths: the files.
-        store: see `find_faults`.
+        store: see `pipeline.data.checks.find_faults`.
         num_workers: likewise.
     """
     opened = open_store(store)

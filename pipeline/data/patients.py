@@ -69,10 +69,10 @@ def _people(names: Sequence[str]) -> dict[str, str]:
     found = {}
     for name in dict.fromkeys(names):
         folder, _, last = name.rpartition("/")
-        subject = next((part for part in name.split("/") if SUBJECT.match(part)), None)
+        subject = next(filter(None, map(SUBJECT.match, name.split("/"))), None)
         session = SESSION.match(last)
         if subject is not None:
-            found[name] = SUBJECT.match(subject).group(1)  # type: ignore[union-attr]
+            found[name] = subject.group(1)
         elif session is not None:
             found[name] = "/".join(filter(None, (folder, session["patient"])))
     shared = {person for person, count in Counter(found.values()).items() if count > 1}

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pipeline.translators.base import NetworkFactory, Terms, Translator
+from pipeline.translators.base import ADVERSARIAL, NetworkFactory, Terms, Translator
 
 
 def in_one_pass(network: Callable[..., Tensor], *arguments: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -47,11 +47,10 @@ class AutoencodingTranslator(Translator):
         registration: NetworkFactory | None = None,
     ) -> None:
         super().__init__(weights, registration)
-        used_by = frozenset({"adversarial"})
-        self.discriminator = self._build_if_needed("discriminator", discriminator, used_by)
+        self.discriminator = self._build_if_needed("discriminator", discriminator, ADVERSARIAL)
         self.source_discriminator: nn.Module | None = None
         if "cycle" in self.terms:
-            self.source_discriminator = self._build_if_needed("discriminator", discriminator, used_by)
+            self.source_discriminator = self._build_if_needed("discriminator", discriminator, ADVERSARIAL)
 
     def needs(self, *terms: str) -> bool:
         """Whether any of these terms has a weight."""

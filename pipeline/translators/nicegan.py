@@ -9,9 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.translators.base import NetworkFactory, Terms, Translator
-
-ADVERSARIAL = frozenset({"adversarial"})
+from pipeline.translators.base import ADVERSARIAL, NetworkFactory, Terms, Translator
 
 
 class NICETranslator(Translator):
@@ -60,7 +58,7 @@ class NICETranslator(Translator):
             different widths.
     """
 
-    known_terms: ClassVar[frozenset[str]] = Translator.registration_terms | ADVERSARIAL | {"cycle", "identity"}
+    known_terms: ClassVar[frozenset[str]] = Translator.registration_terms | {"adversarial", "cycle", "identity"}
     training_only: ClassVar[tuple[str, ...]] = (
         *Translator.training_only,
         "target_encoder",
