@@ -44,7 +44,12 @@ def recipe_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[lis
     Returns:
         What makes it another training, and what may change (see `MAY_CHANGE`).
     """
-    before, after = dict(_leaves(then)), dict(_leaves(now))
+    # Which networks there are follows from the weights, which are compared; older recipes name some that never were.
+    both = then["networks"].keys() & now["networks"].keys()
+    before, after = (
+        dict(_leaves({**recipe, "networks": {name: recipe["networks"][name] for name in both}}))
+        for recipe in (then, now)
+    )
     names = [name for name in dict.fromkeys((*before, *after)) if before.get(name) != after.get(name)]
     found = [(name, before.get(name), after.get(name)) for name in names]
     changed = [(_NAMES.get(name, name), old, new) for name, old, new in found if name not in MAY_CHANGE]
